@@ -160,7 +160,7 @@ def test_directories_are_made_in_order_and_mended(tmp_path):
 PLAY = """
 - hosts: localhost
   gather_facts: false
-  vars: {{name: Zoë, secret: 's3cr3t-%$"\\'}}
+  vars: {{who: Zoë, secret: 's3cr3t-%$"\\'}}
   tasks:
     - name: Write
       config_files:
@@ -176,7 +176,7 @@ PLAY = """
 
 def play(tmp_path, files, *options):
     (tmp_path / "templates").mkdir(exist_ok=True)
-    (tmp_path / "templates" / "hello.j2").write_text("Hello {{ name }} {{ greeting | default('') }}{{ secret }}\n")
+    (tmp_path / "templates" / "hello.j2").write_text("Hello {{ who }} {{ greeting | default('') }}{{ secret }}\n")
     (tmp_path / "play.yml").write_text(PLAY.format(owner=OWNER, group=GROUP, files=json.dumps(files)))
     return subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local",
