@@ -1,0 +1,286 @@
+"""Refuse an inventory that does not fit, before anything changes, with one sentence per problem.
+
+`preflight: {part: inventory, groups: {web: ..., database: ...}}` looks at the inventory on the controller alone;
+`preflight: {part: host}` asks one host for its facts and clock in one remote call and keeps the answer;
+`preflight: {part: verdict}` reads all answers and names every problem at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.release import __version__ as core_version
+
+KIT = Path(__file__).resolve().parents[2]
+ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
+DISTRIBUTIONS = {"Debian": ("12", "13")}
+FACTS = ["!all", "!min", "distribution", "memory", "processor", "date_time", "hostname", "fqdn", "network", "python",
+         "service_mgr", "virtualization"]  # fmt: skip
+TYPES = {"str": str, "list": list, "dict": Mapping, "int": int, "float": (int, float), "bool": bool}
+TYPE_WORDS = {"str": "text", "list": "a list", "dict": "a mapping", "int": "a whole number", "float": "a number",
+              "bool": "true or false"}  # fmt: skip
+MEMORY_TOLERANCE = 1.001  # sums of decimal shares are not exact
+
+
+def core_problem(version: str = core_version) -> str | None:
+    """The sentence for an ansible-core that the kit has not been tried with, or None."""
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if ANSIBLE_CORE[0] <= found < ANSIBLE_CORE[1]:
+        return None
+    wanted = ".".join(map(str, ANSIBLE_CORE[0]))
+    return f"ansible-core is {version}; the kit is tried with {wanted}. Install it with: pip install -r requirements.txt"
+
+
+def known_variables(kit: Path = KIT) -> set[str]:
+    """Every variable that a role, a setting or the wiring knows."""
+    known = set(settings(kit))
+    for specs in kit.glob("roles/*/meta/argument_specs.yml"):
+        for entry in yaml.safe_load(specs.read_text())["argument_specs"].values():
+            known |= set(entry.get("options") or {})
+    for wiring in (kit / "group_vars/all").glob("*.yml"):
+        known |= set(yaml.safe_load(wiring.read_text()) or {})
+    return known
+
+
+def settings(kit: Path = KIT) -> dict[str, dict[str, Any]]:
+    """The settings of a site as plugins/settings.yml describes them."""
+    return yaml.safe_load((kit / "plugins/settings.yml").read_text())
+
+
+def prefixes(kit: Path = KIT) -> tuple[str, ...]:
+    roles = [path.name for path in (kit / "roles").iterdir() if path.is_dir() and not path.name.startswith("_")]
+    return (*(f"{role}_" for role in sorted(roles)), "site_", "host_")
+
+
+def unknown_problems(names_by_host: Mapping[str, Iterable[str]], known: set[str], starts: tuple[str, ...]) -> list[str]:
+    """One sentence per variable that begins like one of the kit's and is none, with the closest that it has."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for host, names in names_by_host.items():
+        for name in names:
+            if name.startswith(starts) and name not in known:
+                where[name].append(host)
+    problems = []
+    for name, hosts in sorted(where.items()):
+        close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+        advice = f"Did you mean {close[0]}?" if close else "See docs/settings.md for those that there are."
+        problems.append(
+            f"{name} is set for {listed(hosts)}, and the kit knows no such variable. {advice} "
+            "(A variable of your own with such a name goes into site_own_variables.)"
+        )
+    return problems
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names for a sentence: "a, b and 3 more"."""
+    names = sorted(set(names))
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return ", ".join(names)
+
+
+def group_problems(groups: Mapping[str, list[str]], needed: Mapping[str, str], kit_groups: Iterable[str]) -> list[str]:
+    problems = [
+        f"The group {group} has no host, and this stage needs one: {reason}. Add a host to {group} in the inventory."
+        for group, reason in needed.items()
+        if not groups.get(group)
+    ]
+    site = set(groups.get("site") or [])
+    for group in kit_groups:
+        outside = set(groups.get(group) or []) - site
+        if outside:
+            problems.append(
+                f"{listed(outside)} in group {group} does not belong to the group site, so group_vars/site.yml does not "
+                f"reach it. List {group} under site's children in the inventory."
+            )
+    return problems
+
+
+def address_problems(addresses: Mapping[str, str]) -> list[str]:
+    """One sentence per address that several hosts share."""
+    by_address: dict[str, list[str]] = defaultdict(list)
+    for host, address in addresses.items():
+        by_address[address].append(host)
+    return [
+        f"{listed(hosts)} have the same address {address}. Give each host its own, or list one host in several groups."
+        for address, hosts in sorted(by_address.items())
+        if len(hosts) > 1
+    ]
+
+
+def setting_problem(name: str, spec: Mapping[str, Any], value: Any, where: str) -> str | None:
+    """The sentence for one setting's value, or None when it is right."""
+    kind = spec["type"]
+    wrong_bool = isinstance(value, bool) and kind in ("int", "float")
+    if not isinstance(value, TYPES[kind]) or wrong_bool:
+        return f"{name} must be {TYPE_WORDS[kind]}; found {value!r} on {where}. Correct it in group_vars/site.yml."
+    if spec.get("required") and not value:
+        return f"{name} is empty on {where}. Set it in group_vars/site.yml: {spec['description']}"
+    if spec.get("choices") and value not in spec["choices"]:
+        return f"{name} must be one of {', '.join(spec['choices'])}; found {value!r} on {where}."
+    if spec.get("pattern") and not re.fullmatch(spec["pattern"], value):
+        return f"{name} must match {spec['pattern']}; found {value!r} on {where}. {spec['description']}"
+    return None
+
+
+def memory_problem(host: str, shares: Mapping[str, Any], reserve: float) -> str | None:
+    """The sentence for shares that add up to more than the host has."""
+    try:
+        total = sum(float(share) for share in shares.values())
+    except (TypeError, ValueError):
+        return f"site_memory_shares on {host} must be numbers between 0 and 1; found {dict(shares)}."
+    if total <= MEMORY_TOLERANCE - (reserve if not shares else 0):
+        return None
+    parts = ", ".join(f"{name} {float(share):g}" for name, share in shares.items())
+    return f"The memory shares of {host} add up to {total:g} of what it has ({parts}). Lower them to 1 or less in site_memory_shares."
+
+
+def host_problems(answers: Mapping[str, Mapping[str, Any]], tolerance: float) -> list[str]:
+    """The sentences for what the hosts answered: unreachable, not supported, clocks apart."""
+    problems = []
+    silent = {host: answer["unreachable"] for host, answer in answers.items() if answer.get("unreachable")}
+    if silent:
+        first = next(iter(silent.values()))
+        problems.append(f"Not reachable over SSH: {listed(silent, most=50)} ({first}). Mend the connection or the inventory.")
+    for host, answer in answers.items():
+        if answer.get("failed"):
+            problems.append(f"{host} answers but cannot run Ansible: {answer['failed']}")
+        if answer.get("unreachable") or answer.get("failed"):
+            continue
+        name, version = answer["distribution"], answer["version"]
+        if version not in DISTRIBUTIONS.get(name, ()):
+            problems.append(f"{host} runs {name} {version}; the kit supports Debian 12 and 13. Use another image for it.")
+        if abs(answer["skew"]) > tolerance:
+            ahead = "ahead of" if answer["skew"] > 0 else "behind"
+            problems.append(
+                f"The clock of {host} is {abs(answer['skew']):.0f} s {ahead} the controller's, more than "
+                f"site_clock_tolerance ({tolerance:g} s). Set the clock, then run again."
+            )
+    return problems
+
+
+def refuse(problems: list[str]) -> None:
+    if problems:
+        head = "Preflight refuses, and nothing was changed:" if len(problems) > 1 else "Preflight refuses, nothing was changed."
+        raise AnsibleActionFail("\n".join([head, *(f"- {problem}" for problem in problems)]))
+
+
+class ActionModule(ActionBase):
+    """The three parts of preflight; see the module's docstring."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        part = self._task.args.get("part")
+        parts = {"inventory": self._inventory, "host": self._host, "verdict": self._verdict}
+        if part not in parts:
+            raise AnsibleActionFail(f"preflight: part must be one of {', '.join(parts)}; found {part!r}.")
+        result.update(parts[part](task_vars or {}))
+        return result
+
+    def _inventory(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        if problem := core_problem():
+            refuse([problem])
+        groups, hostvars = task_vars["groups"], task_vars["hostvars"]
+        needed = self._task.args.get("groups") or {}
+        problems = group_problems(groups, needed, self._task.args.get("kit_groups") or list(needed))
+        hosts = [host for host in groups.get("site") or [] if host != "localhost"]
+        known = known_variables()
+        own = set(self._value(hostvars, hosts[0], "site_own_variables")[0] or []) if hosts else set()
+        problems += unknown_problems({host: list(hostvars[host]) for host in hosts}, known | own, prefixes())
+        problems += self._settings(hostvars, hosts)
+        addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
+        problems += address_problems({host: str(address) for host, address in addresses.items() if address})
+        refuse(problems)
+        return {"changed": False, "hosts": len(hosts)}
+
+    def _settings(self, hostvars: Mapping[str, Any], hosts: list[str]) -> list[str]:
+        problems = []
+        for name, spec in settings().items():
+            if name.startswith("host_"):
+                continue
+            missing, found = [], {}
+            for host in hosts:
+                if name not in hostvars[host]:
+                    missing.append(host)
+                    continue
+                value, error = self._value(hostvars, host, name)
+                if error:
+                    found[f"{name} on {host} cannot be read: {error}"] = host
+                elif problem := setting_problem(name, spec, value, host):
+                    # The same wrong value on every host is one problem.
+                    found.setdefault(problem.replace(f" on {host}", ""), problem)
+            if missing and spec.get("required"):
+                problems.append(
+                    f"{name} is not set for {listed(missing)}. Set it in group_vars/site.yml: {spec['description']}"
+                )
+            problems += list(found)
+        if not problems and hosts:
+            problems += self._tls_settings(hostvars, hosts[0])
+        return problems
+
+    def _tls_settings(self, hostvars: Mapping[str, Any], host: str) -> list[str]:
+        choice = self._value(hostvars, host, "site_tls")[0]
+        wants = {"files": ("site_tls_certificate", "site_tls_key"), "letsencrypt": ("site_contact_email",)}
+        return [
+            f"site_tls is {choice}, which needs {name}; it is empty. Set it in group_vars/site.yml."
+            for name in wants.get(choice, ())
+            if not self._value(hostvars, host, name)[0]
+        ]
+
+    @staticmethod
+    def _value(hostvars: Mapping[str, Any], host: str, name: str) -> tuple[Any, str | None]:
+        """A variable of a host, templated, and the error when it cannot be."""
+        try:
+            return hostvars[host][name], None
+        except Exception as error:
+            return None, str(error).splitlines()[0]
+
+    def _host(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        before = time.time()
+        facts = self._execute_module(
+            "ansible.legacy.setup", {"gather_subset": FACTS}, task_vars=task_vars, wrap_async=False
+        )
+        middle = (before + time.time()) / 2
+        if facts.get("failed"):
+            words = str(facts.get("msg") or facts.get("module_stderr") or "no words").splitlines()[0]
+            return {"changed": False, "answer": {"failed": words}}
+        found = facts["ansible_facts"]
+        answer = {
+            "distribution": found["ansible_distribution"],
+            "version": found["ansible_distribution_major_version"],
+            "skew": round(float(found["ansible_date_time"]["epoch"]) - middle, 1),
+        }
+        return {"changed": False, "answer": answer, "ansible_facts": found}
+
+    def _verdict(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        hostvars = task_vars["hostvars"]
+        answers, problems = {}, []
+        hosts = self._task.args["hosts"]
+        for host in hosts:
+            answer = hostvars[host].get("_preflight_host") or {}
+            if answer.get("unreachable"):
+                answers[host] = {"unreachable": str(answer.get("msg", "no answer")).strip().splitlines()[-1]}
+            else:
+                answers[host] = dict(answer.get("answer") or {"failed": "it was not asked"})
+        tolerance = float(self._value(hostvars, hosts[0], "site_clock_tolerance")[0] or 30)
+        problems += host_problems(answers, tolerance)
+        for host, answer in answers.items():
+            if "distribution" not in answer:
+                continue
+            shares, error = self._value(hostvars, host, "memory_shares")
+            reserve = float(self._value(hostvars, host, "site_memory_reserve")[0] or 0)
+            problem = f"The memory shares of {host} cannot be read: {error}" if error else memory_problem(host, shares, reserve)
+            if problem:
+                problems.append(problem)
+        refuse(problems)
+        return {"changed": False}
