@@ -265,9 +265,12 @@ class ActionModule(ActionBase):
     def _verdict(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         hostvars = task_vars["hostvars"]
         answers, problems = {}, []
-        hosts = self._task.args["hosts"]
+        # With --limit only some hosts were asked.
+        hosts = [host for host in task_vars["groups"].get("site") or [] if "_preflight_host" in hostvars[host]]
+        if not hosts:
+            raise AnsibleActionFail("Preflight asked no host: the inventory or --limit leaves none of the group site.")
         for host in hosts:
-            answer = hostvars[host].get("_preflight_host") or {}
+            answer = hostvars[host]["_preflight_host"]
             if answer.get("unreachable"):
                 answers[host] = {"unreachable": str(answer.get("msg", "no answer")).strip().splitlines()[-1]}
             else:
