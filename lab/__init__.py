@@ -1,0 +1,1 @@
+"""Stepladder's lab: hosts that are containers on one machine, reached over SSH like any VM."""
