@@ -23,11 +23,13 @@ from ansible.release import __version__ as core_version
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
 DISTRIBUTIONS = {"Debian": ("12", "13")}
-FACTS = ["!all", "!min", "distribution", "memory", "processor", "date_time", "hostname", "fqdn", "network", "python",
-         "service_mgr", "virtualization"]  # fmt: skip
+# `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
+FACTS = ["!all", "!min", "distribution", "hardware", "platform", "network", "date_time", "python", "service_mgr", "virtual"]
 TYPES = {"str": str, "list": list, "dict": Mapping, "int": int, "float": (int, float), "bool": bool}
 TYPE_WORDS = {"str": "text", "list": "a list", "dict": "a mapping", "int": "a whole number", "float": "a number",
               "bool": "true or false"}  # fmt: skip
+UNDEFINED = re.compile(r"'(\w+)' is undefined")
+UNSET = re.compile(r"\w+ uses (\w+), which is not set")
 MEMORY_TOLERANCE = 1.001  # sums of decimal shares are not exact
 
 
@@ -131,15 +133,15 @@ def setting_problem(name: str, spec: Mapping[str, Any], value: Any, where: str) 
     return None
 
 
-def memory_problem(host: str, shares: Mapping[str, Any], reserve: float) -> str | None:
+def memory_problem(host: str, shares: Mapping[str, Any]) -> str | None:
     """The sentence for shares that add up to more than the host has."""
-    try:
-        total = sum(float(share) for share in shares.values())
-    except (TypeError, ValueError):
+    numbers = all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares.values())
+    if not numbers:
         return f"site_memory_shares on {host} must be numbers between 0 and 1; found {dict(shares)}."
-    if total <= MEMORY_TOLERANCE - (reserve if not shares else 0):
+    total = sum(shares.values())
+    if total <= MEMORY_TOLERANCE:
         return None
-    parts = ", ".join(f"{name} {float(share):g}" for name, share in shares.items())
+    parts = ", ".join(f"{name} {share:g}" for name, share in shares.items())
     return f"The memory shares of {host} add up to {total:g} of what it has ({parts}). Lower them to 1 or less in site_memory_shares."
 
 
@@ -165,6 +167,12 @@ def host_problems(answers: Mapping[str, Mapping[str, Any]], tolerance: float) ->
                 f"site_clock_tolerance ({tolerance:g} s). Set the clock, then run again."
             )
     return problems
+
+
+def last_words(message: str) -> str:
+    """What SSH said, without what Ansible says around it."""
+    words = message.strip().splitlines() or ["no answer"]
+    return re.sub(r"^(Task failed: |Failed to connect to the host via ssh: )+", "", words[-1]) or "no answer"
 
 
 def refuse(problems: list[str]) -> None:
@@ -204,26 +212,32 @@ class ActionModule(ActionBase):
         return {"changed": False, "hosts": len(hosts)}
 
     def _settings(self, hostvars: Mapping[str, Any], hosts: list[str]) -> list[str]:
-        problems = []
+        problems: list[str] = []
+        where: dict[str, list[str]] = defaultdict(list)  # the same wrong value on several hosts is one problem
+        unset: set[str] = set()  # what is built from a setting that is missing is not a second problem
         for name, spec in settings().items():
-            if name.startswith("host_"):
+            # Reading a generated secret would make it, and a refused run is to leave nothing behind.
+            if name.startswith("host_") or spec.get("generated"):
                 continue
-            missing, found = [], {}
-            for host in hosts:
-                if name not in hostvars[host]:
-                    missing.append(host)
-                    continue
-                value, error = self._value(hostvars, host, name)
-                if error:
-                    found[f"{name} on {host} cannot be read: {error}"] = host
-                elif problem := setting_problem(name, spec, value, host):
-                    # The same wrong value on every host is one problem.
-                    found.setdefault(problem.replace(f" on {host}", ""), problem)
+            missing = [host for host in hosts if name not in hostvars[host]]
             if missing and spec.get("required"):
+                unset.add(name)
                 problems.append(
                     f"{name} is not set for {listed(missing)}. Set it in group_vars/site.yml: {spec['description']}"
                 )
-            problems += list(found)
+            for host in hosts:
+                if host in missing:
+                    continue
+                value, error = self._value(hostvars, host, name)
+                if error and (cause := UNDEFINED.search(error)):
+                    if cause[1] not in unset:
+                        where[f"{name} uses {cause[1]}, which is not set on @. Set it, or correct {name}."].append(host)
+                elif error:
+                    where[f"{name} cannot be read on @: {error}"].append(host)
+                elif problem := setting_problem(name, spec, value, "@"):
+                    where[problem].append(host)
+            unset |= {UNSET.match(problem)[1] for problem in where if UNSET.match(problem)}
+        problems += [problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items()]
         if not problems and hosts:
             problems += self._tls_settings(hostvars, hosts[0])
         return problems
@@ -272,7 +286,7 @@ class ActionModule(ActionBase):
         for host in hosts:
             answer = hostvars[host]["_preflight_host"]
             if answer.get("unreachable"):
-                answers[host] = {"unreachable": str(answer.get("msg", "no answer")).strip().splitlines()[-1]}
+                answers[host] = {"unreachable": last_words(str(answer.get("msg", "")))}
             else:
                 answers[host] = dict(answer.get("answer") or {"failed": "it was not asked"})
         tolerance = float(self._value(hostvars, hosts[0], "site_clock_tolerance")[0] or 30)
@@ -281,8 +295,7 @@ class ActionModule(ActionBase):
             if "distribution" not in answer:
                 continue
             shares, error = self._value(hostvars, host, "memory_shares")
-            reserve = float(self._value(hostvars, host, "site_memory_reserve")[0] or 0)
-            problem = f"The memory shares of {host} cannot be read: {error}" if error else memory_problem(host, shares, reserve)
+            problem = f"The memory shares of {host} cannot be read: {error}" if error else memory_problem(host, shares)
             if problem:
                 problems.append(problem)
         refuse(problems)

@@ -1,0 +1,241 @@
+"""Preflight refuses what does not fit, all of it at once, in sentences that say what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HERE, ROOT, SITE, run_playbook
+
+PLAYBOOK = "playbooks/layers/preflight.yml"
+TWO = {"web": ["web1"], "database": ["db1"]}
+# Nothing listens on port 1, so that SSH is refused at once.
+APART = {f: {"ansible_host": a, "ansible_port": 1} for f, a in (("web1", "127.0.0.2"), ("db1", "127.0.0.3"))}
+NEEDS = {"preflight_groups": {"web": "the site runs there", "database": "PostgreSQL runs there"}}
+
+
+def load_plugin() -> Any:
+    spec = importlib.util.spec_from_file_location("preflight", ROOT / "plugins/action/preflight.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+preflight = load_plugin()
+
+
+def hosts(**more: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {host: {**APART[host], **more.get(host, {})} for host in APART}
+
+
+def refusals(inventory: Path, *options: str) -> list[str]:
+    """The problems that a refused run names; nothing is left behind, and no noise is shown."""
+    done = run_playbook(PLAYBOOK, inventory, "-e", json.dumps(NEEDS), *options)
+    assert done.returncode != 0, done.stdout
+    said = done.stdout + done.stderr
+    for noise in ("Traceback", "undefined", "AnsibleUndefined", "object at 0x"):
+        assert noise not in said
+    assert "nothing was changed" in said
+    assert not (inventory / "secrets").exists()
+    return re.findall(r"(?m)^        - (.+)$", done.stdout)
+
+
+# The sentences, one function at a time.
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.18.9", True), ("2.19.0", False), ("2.19.14", False),
+                                                  ("2.20.0", True), ("3.0.0rc1", True)])  # fmt: skip
+def test_only_the_core_that_was_tried_is_accepted(version: str, refused: bool) -> None:
+    problem = preflight.core_problem(version)
+    assert bool(problem) is refused
+    if problem:
+        assert version in problem and "2.19" in problem and "pip install" in problem
+
+
+def test_unknown_variable_names_the_closest_and_the_way_out() -> None:
+    known = {"postgres_version", "site_name"}
+    names = {"a": ["postgres_verison", "unrelated"], "b": ["postgres_verison"]}
+    [problem] = preflight.unknown_problems(names, known, ("postgres_", "site_"))
+    assert "a, b" in problem and "Did you mean postgres_version?" in problem and "site_own_variables" in problem
+    [problem] = preflight.unknown_problems({"a": ["site_qqqqqq"]}, known, ("site_",))
+    assert "docs/settings.md" in problem and "Did you mean" not in problem
+
+
+def test_long_lists_of_hosts_are_cut_for_reading() -> None:
+    assert preflight.listed(["b", "a", "a"]) == "a, b"
+    assert preflight.listed("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+def test_addresses_are_compared_across_hosts() -> None:
+    assert preflight.address_problems({"a": "1", "b": "2"}) == []
+    [problem] = preflight.address_problems({"a": "1", "b": "1"})
+    assert problem.startswith("a, b have the same address 1.")
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "sentence"),
+    [
+        ({"type": "list"}, "shop.example.com", "must be a list; found 'shop.example.com'"),
+        ({"type": "int"}, True, "must be a whole number; found True"),
+        ({"type": "int"}, "20", "must be a whole number; found '20'"),
+        ({"type": "str", "required": True, "description": "Its name."}, "", "is empty on a. Set it"),
+        ({"type": "str", "choices": ["internal", "files"]}, "intern", "must be one of internal, files; found 'intern'"),
+        ({"type": "str", "pattern": "[a-z]+", "description": "Its name."}, "Shop!", "must match [a-z]+; found 'Shop!'"),
+        ({"type": "str", "pattern": "[a-z]+", "description": "Its name."}, "shop\n", "must match"),
+    ],
+)
+def test_wrong_value_is_named_with_what_it_should_be(spec: dict[str, Any], value: Any, sentence: str) -> None:
+    problem = preflight.setting_problem("site_x", spec, value, "a")
+    assert problem and problem.startswith("site_x") and sentence in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("float", 1), ("float", 0.2), ("int", 3), ("bool", False), ("dict", {}), ("list", []), ("str", "")],
+)
+def test_right_value_passes(kind: str, value: Any) -> None:
+    assert preflight.setting_problem("site_x", {"type": kind}, value, "a") is None
+
+
+def test_shares_may_use_the_whole_host_and_not_more() -> None:
+    assert preflight.memory_problem("a", {"postgres": 0.7, "gunicorn": 0.2, "nginx": 0.1}) is None
+    problem = preflight.memory_problem("a", {"postgres": 0.8, "gunicorn": 0.3})
+    assert "add up to 1.1" in problem and "postgres 0.8" in problem and "site_memory_shares" in problem
+    assert "must be numbers" in preflight.memory_problem("a", {"postgres": "lots"})
+    assert "must be numbers" in preflight.memory_problem("a", {"postgres": -0.5, "gunicorn": 0.9})
+
+
+def test_hosts_answers_are_judged_together() -> None:
+    answers = {
+        "gone1": {"unreachable": "Connection refused"},
+        "gone2": {"unreachable": "Connection refused"},
+        "bare": {"failed": "python3: not found"},
+        "old": {"distribution": "Debian", "version": "10", "skew": 0},
+        "other": {"distribution": "Fedora", "version": "43", "skew": 0},
+        "late": {"distribution": "Debian", "version": "12", "skew": -61.0},
+        "fine": {"distribution": "Debian", "version": "13", "skew": 29.0},
+    }
+    problems = preflight.host_problems(answers, 30)
+    assert len(problems) == 5 and "fine" not in " ".join(problems)
+    said = "\n".join(problems)
+    for words in ("gone1, gone2 (Connection refused)", "bare answers but cannot run Ansible: python3: not found",
+                  "old runs Debian 10", "other runs Fedora 43", "clock of late is 61 s behind"):  # fmt: skip
+        assert words in said
+
+
+def test_ssh_speaks_for_itself() -> None:
+    wrapped = "Task failed: Failed to connect to the host via ssh: ssh: connect to host 1.2.3.4 port 22: No route"
+    assert preflight.last_words(wrapped) == "ssh: connect to host 1.2.3.4 port 22: No route"
+    assert preflight.last_words("") == "no answer"
+
+
+# The playbook, as a person meets it.
+
+
+def test_all_unreachable_hosts_are_named_at_once(make_inventory: Callable[..., Path]) -> None:
+    [problem] = refusals(make_inventory(TWO, hosts=hosts()))
+    assert problem.startswith("Not reachable over SSH: db1, web1 (")
+    assert "Failed to connect" not in problem
+
+
+def test_every_problem_of_an_inventory_is_said_in_one_run(make_inventory: Callable[..., Path]) -> None:
+    settings = {**SITE, "site_hostnmaes": ["x"], "postgres_memory": 1, "site_keep_releases": "five", "site_tls": "acme"}
+    del settings["site_settings_module"]
+    same = {"web1": {"ansible_host": "127.0.0.9"}, "db1": {"ansible_host": "127.0.0.9"}}
+    said = refusals(make_inventory(TWO, settings, hosts=hosts(**same)))
+    for sentence in (
+        "site_settings_module is not set for db1, web1. Set it in group_vars/site.yml: The project's own settings module",
+        "site_hostnmaes is set for db1, web1, and the kit knows no such variable. Did you mean site_hostnames?",
+        "postgres_memory is set for db1, web1, and the kit knows no such variable. Did you mean postgres_memory_mb?",
+        "site_keep_releases must be a whole number; found 'five'",
+        "site_tls must be one of internal, files, letsencrypt; found 'acme'",
+        "db1, web1 have the same address 127.0.0.9. Give each host its own",
+    ):
+        assert sum(problem.startswith(sentence) for problem in said) == 1, (sentence, said)
+    assert len(said) == 6
+
+
+def test_empty_or_missing_group_is_refused_with_its_reason(make_inventory: Callable[..., Path]) -> None:
+    [problem] = refusals(make_inventory({"web": ["web1"], "database": []}, hosts=hosts()))
+    assert problem == ("The group database has no host, and this stage needs one: PostgreSQL runs there. "
+                       "Add a host to database in the inventory.")  # fmt: skip
+
+
+def test_inventory_without_the_kits_groups_is_refused(make_inventory: Callable[..., Path]) -> None:
+    said = refusals(make_inventory({"webservers": ["web1"]}, hosts=hosts()))
+    assert [problem.split(",")[0] for problem in said] == [f"The group {g} has no host" for g in ("web", "database")]
+
+
+def test_host_outside_the_group_site_is_refused(make_inventory: Callable[..., Path]) -> None:
+    [problem] = refusals(make_inventory(TWO, hosts=hosts(), outside=("web",)))
+    assert problem.startswith("web1 in group web does not belong to the group site")
+    assert "List web under site's children" in problem
+
+
+def test_a_variable_of_ones_own_is_left_alone(make_inventory: Callable[..., Path]) -> None:
+    settings = {**SITE, "site_slogan": "Up!", "site_own_variables": ["site_slogan"]}
+    [problem] = refusals(make_inventory(TWO, settings, hosts=hosts()))
+    assert problem.startswith("Not reachable")
+
+
+@pytest.mark.parametrize(
+    ("choice", "lacks"), [("files", ["site_tls_certificate", "site_tls_key"]), ("letsencrypt", ["site_contact_email"])]
+)
+def test_tls_choice_without_what_it_needs_is_refused(
+    make_inventory: Callable[..., Path], choice: str, lacks: list[str]
+) -> None:
+    said = refusals(make_inventory(TWO, {**SITE, "site_tls": choice}, hosts=hosts()))
+    assert [problem.split(";")[0] for problem in said] == [f"site_tls is {choice}, which needs {name}" for name in lacks]
+
+
+def test_a_setting_that_cannot_be_read_is_named(make_inventory: Callable[..., Path]) -> None:
+    said = refusals(make_inventory(TWO, {**SITE, "site_name": "{{ nowhere }}"}, hosts=hosts()))
+    assert said == ["site_name uses nowhere, which is not set on db1, web1. Set it, or correct site_name."]
+
+
+def test_a_missing_setting_is_one_problem_though_others_are_built_from_it(make_inventory: Callable[..., Path]) -> None:
+    said = refusals(make_inventory(TWO, {k: v for k, v in SITE.items() if k != "site_name"}, hosts=hosts()))
+    assert len(said) == 1 and said[0].startswith("site_name is not set for db1, web1.")
+
+
+def test_shares_over_the_memory_are_refused_before_anything_changes(make_inventory: Callable[..., Path]) -> None:
+    settings = {**SITE, "site_memory_shares": {"postgres": 0.8, "gunicorn": 0.5, "nginx": 0.1}}
+    inventory = make_inventory({"web": ["one"], "database": ["one"]}, settings, hosts={"one": HERE})
+    [problem] = refusals(inventory)
+    assert problem.startswith("The memory shares of one add up to 1.4")
+
+
+def test_fitting_host_is_accepted_and_its_facts_are_kept(make_inventory: Callable[..., Path], tmp_path: Path) -> None:
+    inventory = make_inventory({"web": ["one"], "database": ["one"]}, hosts={"one": HERE})
+    after = tmp_path / "after.yml"
+    show = {"name": "Show", "ansible.builtin.debug": {"msg": "FACTS={{ ansible_facts.memtotal_mb }}"}}
+    after.write_text(json.dumps([
+        {"name": "Preflight", "import_playbook": str(ROOT / PLAYBOOK), "vars": NEEDS},
+        {"name": "After", "hosts": "site", "gather_facts": False, "tasks": [show]},
+    ]))  # fmt: skip
+    done = run_playbook(after, inventory)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"FACTS=\d+", done.stdout) and "changed=0" in done.stdout
+
+
+@pytest.mark.parametrize("limit", ["web", "web1"])
+def test_limit_asks_only_the_hosts_that_are_meant(make_inventory: Callable[..., Path], limit: str) -> None:
+    [problem] = refusals(make_inventory(TWO, hosts=hosts()), "--limit", f"{limit},localhost")
+    assert problem.startswith("Not reachable over SSH: web1 (")
+
+
+def test_the_example_to_copy_lacks_nothing_but_its_machines() -> None:
+    [problem] = refusals(ROOT / "inventories/example")
+    assert problem.startswith("Not reachable over SSH: db1, web1 (")
+
+
+def test_stage1_says_which_groups_it_needs() -> None:
+    text = (ROOT / "playbooks/stage1.yml").read_text()
+    assert text.index("preflight_groups") < text.index("layers/base.yml")
+    for group in ("web", "database"):
+        assert re.search(rf"(?m)^      {group}: \w", text)
