@@ -70,14 +70,14 @@ def ensure_cache(client: docker.DockerClient, networks: list[str], say=machine.s
         build(client, wanted)
     ensure_volume(client, APT_VOLUME)
     ensure_python_cache(client)
-    container = current_container(client, wanted)
+    container = current_container(client, wanted, networks[0])
     for name in networks:
         attach(client, container, name)
     return container
 
 
-def current_container(client: docker.DockerClient, wanted: Recipe) -> Container:
-    """The running cache, made anew when it is of an older version of the kit."""
+def current_container(client: docker.DockerClient, wanted: Recipe, network: str) -> Container:
+    """The running cache, made anew (in that network) when it is of an older version of the kit."""
     try:
         container = client.containers.get(CACHE_NAME)
         if container.labels.get(INPUTS_LABEL) == wanted.digest():
@@ -87,15 +87,18 @@ def current_container(client: docker.DockerClient, wanted: Recipe) -> Container:
         container.remove(force=True)
     except NotFound:
         pass
-    return client.containers.run(
+    # Never on Docker's default bridge: joining a network later would exchange the name server under the running cache.
+    container = client.containers.create(
         wanted.tag,
         name=CACHE_NAME,
         hostname=CACHE_NAME,
-        detach=True,
+        network=network,
         labels={LAB_LABEL: SHARED, INPUTS_LABEL: wanted.digest()},
         volumes={APT_VOLUME: {"bind": "/var/cache/apt-cacher-ng", "mode": "rw"}},
         restart_policy={"Name": "unless-stopped"},
     )
+    container.start()
+    return container
 
 
 def attach(client: docker.DockerClient, container: Container, network: str) -> None:
