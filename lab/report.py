@@ -1,0 +1,85 @@
+"""What a person sees: steps with their times, tables, the tail of a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# Without a terminal (a pipe, CI) rich would cut tables at 80 columns.
+console = Console(width=None if Console().is_terminal else 120, highlight=False)
+
+Update = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """One step or scenario: its name, how long it took in seconds, and whether it did what it should."""
+
+    name: str
+    seconds: float
+    passed: bool
+    note: str = ""
+
+
+@dataclass
+class Results:
+    """What ran, in order."""
+
+    items: list[Result] = field(default_factory=list)
+
+    def add(self, name: str, seconds: float, passed: bool, note: str = "") -> Result:
+        result = Result(name, seconds, passed, note)
+        self.items.append(result)
+        return result
+
+    @property
+    def failed(self) -> int:
+        return sum(not item.passed for item in self.items)
+
+    def closing_line(self) -> str:
+        """The line that people and CI read: how many steps did what they should."""
+        return f"{len(self.items) - self.failed} passed, {self.failed} failed"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 4.2 s, 3 min 05 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def results_table(title: str, results: Results) -> Table:
+    rows = [
+        [escape(item.name), "passed" if item.passed else "[red]failed[/red]", duration(item.seconds), escape(item.note)]
+        for item in results.items
+    ]
+    return table(title, ["step", "result", "time", "remark"], rows)
+
+
+@contextmanager
+def step(title: str) -> Iterator[Update]:
+    """Show a step while it runs and how long it took; gives a function that says what it is doing right now."""
+    started = time.monotonic()
+    with console.status(escape(title)) as status:
+        try:
+            yield lambda text: status.update(f"{escape(title)}  [dim]{escape(text)}[/dim]")
+        except BaseException:
+            console.print(f"[red]failed[/red]  {escape(title)}  [dim]{duration(time.monotonic() - started)}[/dim]")
+            raise
+    console.print(f"[green]ok[/green]  {escape(title)}  [dim]{duration(time.monotonic() - started)}[/dim]")
