@@ -1,0 +1,245 @@
+"""What each host ends up with, for every inventory of the kit and for shapes that people have."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import FACTS, ROOT, SITE, Environment
+
+SHAPES = {
+    "one host": {"web": ["one"], "database": ["one"]},
+    "two hosts": {"web": ["web1"], "database": ["db1"]},
+    "two web hosts": {"web": ["web1", "web2"], "database": ["db1"]},
+}
+HOSTS = {name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1"), start=1)}
+KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
+BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
+         "user": "shop", "directory": "/srv/shop", "environment_file": "/srv/shop/config/y/env"}  # fmt: skip
+
+
+@pytest.fixture(params=[*SHAPES, *(str(path.relative_to(ROOT)) for path in KIT)])
+def site(request: pytest.FixtureRequest, make_inventory: Callable[..., Path], tmp_path: Path) -> Environment:
+    """Every inventory that there is; those of the kit are read from a copy, so that no secrets appear in the tree."""
+    if request.param in SHAPES:
+        return Environment(make_inventory(SHAPES[request.param], hosts=HOSTS))
+    return Environment(copied(ROOT / request.param, tmp_path))
+
+
+def copied(inventory: Path, to: Path) -> Path:
+    folder = inventory if inventory.is_dir() else inventory.parent
+    (to / "copy").mkdir()
+    (to / "copy/group_vars").symlink_to(folder / "group_vars")
+    hosts = inventory / "hosts.yml" if inventory.is_dir() else inventory
+    (to / "copy/hosts.yml").write_text(hosts.read_text())
+    return to / "copy"
+
+
+def one(make_inventory: Callable[..., Path], shape: str = "two hosts", **settings: Any) -> Environment:
+    return Environment(make_inventory(SHAPES[shape], {**SITE, **settings}, hosts=HOSTS))
+
+
+def wired(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / f"group_vars/all/{name}.yml").read_text())
+
+
+def web_addresses(site: Environment) -> list[str]:
+    return [site.value(host, "host_address") for host in site.hosts if "web" in site.groups(host)]
+
+
+def test_the_kit_has_inventories() -> None:
+    assert ROOT / "inventories/example" in KIT
+
+
+def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
+    for host in site.hosts:
+        files = ["site", "hosts", "base", *({"web", "database"} & site.groups(host))]
+        for name in (name for file in files for name in wired(file)):
+            value = site.value(host, name, django_built=BUILT)
+            assert "{{" not in str(value) and "{%" not in str(value), (host, name, value)
+
+
+def test_memory_shares_fill_what_the_system_leaves_and_no_more(site: Environment) -> None:
+    for host in site.hosts:
+        shares, parts = site.value(host, "memory_shares"), site.value(host, "memory_mb")
+        reserve, memory = site.value(host, "site_memory_reserve"), int(site.value(host, "host_memory_mb"))
+        assert sum(shares.values()) == pytest.approx(1 - reserve)
+        assert 0 < sum(parts.values()) <= (1 - reserve) * memory
+        expected = {"gunicorn", "nginx"} if "web" in site.groups(host) else set()
+        assert set(parts) == expected | ({"postgres"} if "database" in site.groups(host) else set())
+
+
+def test_postgres_admits_exactly_the_web_hosts_over_tls(site: Environment) -> None:
+    for host in site.hosts:
+        if "database" in site.groups(host):
+            rules = site.value(host, "postgres_access")
+            assert [rule["address"] for rule in rules] == [f"{address}/32" for address in web_addresses(site)]
+            assert {(rule["type"], rule["method"]) for rule in rules} == {("hostssl", "scram-sha-256")}
+            assert {rule["database"] for rule in rules} == {site.value(host, "site_database_name")}
+
+
+def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Environment) -> None:
+    for host in site.hosts:
+        opened: list[tuple[Any, Any]] = []
+        if "web" in site.groups(host):
+            opened.append(([80, 443], None))
+        if "database" in site.groups(host):
+            opened.append((5432, web_addresses(site)))
+        rules = site.value(host, "firewall_allow")
+        assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
+
+
+def test_a_host_gets_a_certificate_for_each_service_it_runs(site: Environment) -> None:
+    for host in site.hosts:
+        leaves = {leaf["name"]: leaf for leaf in site.value(host, "certificates_leaves")}
+        assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"))
+                               if group in site.groups(host)}  # fmt: skip
+        for leaf in leaves.values():
+            assert site.value(host, "host_address") in leaf["names"]
+
+
+def test_django_finds_the_database_under_a_name_of_its_certificate(site: Environment) -> None:
+    database = next(host for host in site.hosts if "database" in site.groups(host))
+    names = next(leaf["names"] for leaf in site.value(database, "certificates_leaves") if leaf["name"] == "postgres")
+    for host in site.hosts:
+        if "web" in site.groups(host):
+            settings = site.value(host, "django_databases")["default"]
+            assert settings["host"] in names and settings["options"]["sslmode"] == "verify-full"
+
+
+def test_one_host_alone_gives_all_its_memory_to_its_own_services(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory)
+    assert site.value("db1", "memory_mb") == {"postgres": 3200}
+    assert site.value("web1", "memory_mb") == {"gunicorn": 2800, "nginx": 400}
+
+
+def test_services_on_one_host_divide_its_memory(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "one host")
+    assert site.value("one", "memory_mb") == {"postgres": 1920, "gunicorn": 1120, "nginx": 160}
+
+
+def test_ones_own_division_of_the_memory_wins(make_inventory: Callable[..., Path]) -> None:
+    shares = {"postgres": 0.5, "gunicorn": 0.2, "nginx": 0.1}
+    site = one(make_inventory, "one host", site_memory_shares=shares)
+    assert site.value("one", "memory_mb") == {"postgres": 2000, "gunicorn": 800, "nginx": 400}
+    assert site.value("one", "postgres_memory_mb") == 2000
+
+
+def test_memory_of_a_container_is_what_it_is_told(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, host_memory_mb=1000)
+    assert site.value("db1", "postgres_memory_mb") == 800 != FACTS["memtotal_mb"]
+
+
+def test_only_the_first_web_host_migrates(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two web hosts")
+    assert [site.value(host, "django_migrate") for host in ("web1", "web2")] == [True, False]
+
+
+def test_version_of_a_deploy_wins_over_the_first_one(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, site_version="v1")
+    assert site.value("web1", "django_version") == "v1"
+    assert site.value("web1", "django_version", version="v2") == "v2"
+    assert site.value("web1", "django_keep_live_version") is True
+    assert site.value("web1", "django_keep_live_version", deploy_new_version=True) is False
+
+
+def test_front_door_uses_ones_own_certificate_when_told_so(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, site_tls="files", site_tls_certificate="/c.pem", site_tls_key="/k.pem")
+    assert [site.value("web1", f"nginx_tls_{what}") for what in ("certificate", "key")] == ["/c.pem", "/k.pem"]
+
+
+def test_rules_of_ones_own_are_added(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, site_firewall_allow=[{"port": 8000}])
+    assert {"port": 8000} in site.value("web1", "firewall_allow")
+    assert len(site.value("web1", "firewall_allow")) == 2
+
+
+def test_ipv6_addresses_get_their_own_mask(make_inventory: Callable[..., Path]) -> None:
+    hosts = {**HOSTS, "web1": {"ansible_host": "2001:db8::1"}}
+    site = Environment(make_inventory(SHAPES["two hosts"], hosts=hosts))
+    assert [rule["address"] for rule in site.value("db1", "postgres_access")] == ["2001:db8::1/128"]
+
+
+def test_private_address_is_the_one_the_hosts_use_among_themselves(make_inventory: Callable[..., Path]) -> None:
+    hosts = {"web1": {"ansible_host": "203.0.113.1", "host_address": "10.0.0.1"}, "db1": {"host_address": "10.0.0.2"}}
+    site = Environment(make_inventory(SHAPES["two hosts"], hosts=hosts))
+    assert site.value("db1", "firewall_allow")[0]["from"] == ["10.0.0.1"]
+    assert site.value("web1", "django_databases")["default"]["host"] == "10.0.0.2"
+
+
+@pytest.mark.parametrize(("major", "version"), [("12", "15"), ("13", "17")])
+def test_postgres_is_the_distributions(make_inventory: Callable[..., Path], major: str, version: str) -> None:
+    site = Environment(make_inventory(SHAPES["two hosts"]), facts={"distribution_major_version": major})
+    [leaf] = site.value("db1", "certificates_leaves")
+    assert leaf["reload"] == [f"postgresql@{version}-main.service"]
+
+
+@pytest.mark.parametrize("beside", ["playbooks", "playbooks/layers"])
+def test_what_a_person_sets_wins_over_the_kit(make_inventory: Callable[..., Path], beside: str) -> None:
+    """From every folder that playbooks are run from; `all` beside a playbook would win over `all` of the inventory."""
+    inventory = make_inventory(SHAPES["two hosts"], {**SITE, "site_keep_releases": 9, "nginx_client_max_body_size": "1g"})
+    site = Environment(inventory, beside)
+    assert site.value("web1", "site_keep_releases") == site.value("web1", "django_keep_releases") == 9
+    assert site.value("web1", "nginx_client_max_body_size") == "1g"
+    assert site.value("web1", "site_clock_tolerance") == 30
+
+
+def test_playbooks_that_import_each_other_see_the_same_wiring() -> None:
+    for folder in ("playbooks", "playbooks/layers"):
+        assert (ROOT / folder / "group_vars").resolve() == ROOT / "group_vars"
+
+
+def test_secrets_are_made_once_and_only_their_owner_reads_them(make_inventory: Callable[..., Path]) -> None:
+    inventory = make_inventory(SHAPES["two hosts"])
+    names = ("site_database_password", "site_secret_key")
+    first = [Environment(inventory).value("web1", name) for name in names]
+    assert [Environment(inventory).value("db1", name) for name in names] == first
+    assert [len(secret) for secret in first] == [40, 64] and all(re.fullmatch(r"[A-Za-z0-9]+", s) for s in first)
+    files = list((inventory / "secrets").iterdir())
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600} and len(files) == 2
+    assert stat.S_IMODE((inventory / "secrets").stat().st_mode) & 0o077 == 0
+
+
+def test_a_secret_that_a_person_sets_wins_and_none_is_made(make_inventory: Callable[..., Path]) -> None:
+    inventory = make_inventory(SHAPES["two hosts"], {**SITE, "site_database_password": "it's \"100%\" $ecret\\ü"})
+    site = Environment(inventory)
+    assert site.value("web1", "django_database_passwords")["default"] == "it's \"100%\" $ecret\\ü"
+    assert site.value("db1", "postgres_roles")[0]["password"] == "it's \"100%\" $ecret\\ü"
+    assert not (inventory / "secrets/database_password").exists()
+
+
+def test_every_setting_is_described_and_every_described_one_exists() -> None:
+    described = yaml.safe_load((ROOT / "plugins/settings.yml").read_text())
+    required = {name for name, spec in described.items() if spec.get("required")}
+    known = {name for name in {**wired("site"), **wired("hosts")} if name.startswith(("site_", "host_"))}
+    assert set(described) - required == known
+    assert required == set(SITE)
+
+
+def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
+    """A role variable that the wiring sets and the role does not know would do nothing, silently."""
+    specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
+             for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
+    unknown = []
+    for name in {**wired("base"), **wired("database"), **wired("web")}:
+        owner = next((role for role in specs if name.startswith(f"{role}_")), None)
+        options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
+        if owner and name not in options and not name.endswith("_by_group"):
+            unknown.append(name)
+    assert unknown == []
+
+
+def test_wiring_gives_every_required_variable_of_the_roles() -> None:
+    given = {**wired("base"), **wired("database"), **wired("web")}
+    missing = [
+        name
+        for path in ROOT.glob("roles/*/meta/argument_specs.yml")
+        for name, spec in (yaml.safe_load(path.read_text())["argument_specs"]["main"].get("options") or {}).items()
+        if spec.get("required") and name not in given
+    ]
+    assert missing == []
