@@ -1,0 +1,142 @@
+"""A lab of the tests' own: made by ./ladder like any other, reached through ./ladder like any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = "shop.example.com"
+
+
+@dataclass
+class Answer:
+    """What the site answered: status, body as text, headers."""
+
+    status: int
+    text: str
+    headers: dict[str, str]
+
+    def json(self):
+        return json.loads(self.text)
+
+
+@dataclass
+class Lab:
+    """The running lab, by its entry script."""
+
+    debian: str
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def ladder(self, *words: str, seconds: int = 900, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run ./ladder; a failure shows the end of its output."""
+        done = subprocess.run(
+            [ROOT / "ladder", *words],
+            cwd=ROOT, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=seconds,
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            pytest.fail(f"./ladder {' '.join(words)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}")
+        return done
+
+    def play(self, playbook: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.ladder("play", f"playbooks/{playbook}", *words, check=check)
+
+    def ssh(self, host: str, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.ladder("ssh", host, command, seconds=120, check=check)
+
+    @property
+    def hosts(self) -> dict[str, str]:
+        """Each host's address, as the lab wrote it for Ansible."""
+        done = self.ladder("play", "--list-hosts", "playbooks/layers/base.yml", seconds=60)
+        assert "web1" in done.stdout
+        import yaml
+
+        found = yaml.safe_load((ROOT / ".lab" / self.name / "hosts.yml").read_text())
+        addresses: dict[str, str] = {}
+
+        def walk(node):
+            for host, values in (node.get("hosts") or {}).items():
+                if values and "ansible_host" in values:
+                    addresses[host] = values["ansible_host"]
+            for child in (node.get("children") or {}).values():
+                walk(child or {})
+
+        for group in found.values():
+            walk(group or {})
+        return addresses
+
+    @property
+    def ca(self) -> Path:
+        return next((ROOT / ".lab" / self.name).rglob("ca.pem"))
+
+    def get(self, path: str, *, data: dict | None = None, headers: dict[str, str] | None = None, name: str = SITE) -> Answer:
+        """Ask the site over HTTPS by its name, verified against the environment's CA and nothing else."""
+        return ask(self.hosts["web1"], self.ca, path, data=data, headers=headers, name=name)
+
+    def wait_for(self, path: str, seconds: int = 90) -> Answer:
+        """Ask until the site answers 200."""
+        end = time.monotonic() + seconds
+        last: object = None
+        while time.monotonic() < end:
+            try:
+                last = self.get(path)
+                if last.status == 200:
+                    return last
+            except (OSError, ssl.SSLError) as error:
+                last = error
+            time.sleep(1)
+        pytest.fail(f"{path} did not answer 200 within {seconds} s; the last answer was {last}")
+
+
+class Resolved(urllib.request.HTTPSHandler):
+    """HTTPS to one address under another name, as curl --resolve does it."""
+
+    def __init__(self, address: str, context: ssl.SSLContext):
+        super().__init__(context=context)
+        self.address, self.context = address, context
+
+    def https_open(self, request):
+        import http.client
+        import socket
+
+        address, context = self.address, self.context
+
+        class Connection(http.client.HTTPSConnection):
+            def connect(self):
+                plain = socket.create_connection((address, 443), timeout=30)
+                self.sock = context.wrap_socket(plain, server_hostname=self.host)
+
+        return self.do_open(Connection, request)
+
+
+def ask(address: str, ca: Path, path: str, *, data=None, headers=None, name: str = SITE) -> Answer:
+    context = ssl.create_default_context(cafile=str(ca))
+    opener = urllib.request.build_opener(Resolved(address, context))
+    body = json.dumps(data).encode() if data is not None else None
+    request = urllib.request.Request(f"https://{name}{path}", data=body, headers=headers or {})
+    if body:
+        request.add_header("Content-Type", "application/json")
+    try:
+        with opener.open(request, timeout=30) as response:
+            return Answer(response.status, response.read().decode("utf-8", "replace"), dict(response.headers))
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.read().decode("utf-8", "replace"), dict(error.headers))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    # `./ladder test lab` sets the lab's name and the Debian version, makes the lab and takes it down.
+    debian, name = os.environ.get("STEPLADDER_DEBIAN", "13"), os.environ["STEPLADDER_LAB"]
+    running = Lab(debian, name)
+    running.ladder("up", "1", "--debian", debian, seconds=1500)
+    return running

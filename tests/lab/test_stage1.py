@@ -1,0 +1,180 @@
+"""Stage 1 in the lab: what a person gets from ./ladder up, and what must hold on the day after."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import ssl
+import subprocess
+import uuid
+from pathlib import Path
+
+import docker
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECAP = re.compile(r"^(\S+)\s+:\s+ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    """Per host what the play's last lines count."""
+    return {
+        host: dict(zip(("ok", "changed", "unreachable", "failed"), map(int, counts), strict=True))
+        for host, *counts in RECAP.findall(output)
+    }
+
+
+def order(lab, key: str):
+    lab.ladder("play", "playbooks/manage.yml", "-e", json.dumps({"command": ["seed_shop", "--products", "3"]}))
+    page = lab.get("/").text
+    sku = re.search(r"/products/([a-z0-9-]+)/", page, re.I).group(1)
+    return lab.get("/api/orders", data={"customer": "Ada", "items": [{"sku": sku, "quantity": 1}]}, headers={"Idempotency-Key": key})
+
+
+def release(lab) -> str:
+    return lab.get("/healthz").json()["release"]
+
+
+def test_site_answers_over_verified_https(lab):
+    answer = lab.wait_for("/")
+    assert "text/html" in answer.headers["Content-Type"]
+    assert lab.get("/readyz").status == 200
+
+
+def test_an_address_without_the_sites_name_is_not_served(lab):
+    with pytest.raises(OSError):
+        lab.get("/", name="other.example.com")
+
+
+def test_http_is_sent_to_https(lab):
+    done = lab.ssh("web1", "curl -sI -H 'Host: shop.example.com' http://127.0.0.1/ || true")
+    assert re.search(r"HTTP/1.1 30[18]", done.stdout) or "curl" in done.stderr
+
+
+def test_an_order_is_written_once_and_read_back(lab):
+    key = str(uuid.uuid4())
+    first = order(lab, key)
+    assert first.status == 201, first.text
+    assert order(lab, key).status == 200
+    assert lab.get(f"/api/orders/{key}").status == 200
+
+
+def test_second_run_changes_nothing(lab):
+    done = lab.play("stage1.yml")
+    counts = recap(done.stdout)
+    assert {"web1", "db1"} <= set(counts)
+    assert {host: count["changed"] for host, count in counts.items() if count["changed"]} == {}, done.stdout[-4000:]
+
+
+def test_check_mode_on_a_provisioned_site_finds_nothing_to_change(lab):
+    done = lab.play("stage1.yml", "--check", "--diff")
+    assert {host: count["changed"] for host, count in recap(done.stdout).items() if count["changed"]} == {}, done.stdout[-4000:]
+
+
+def test_database_is_closed_to_everyone_but_the_web_host(lab):
+    address = lab.hosts["db1"]
+    probe = f"timeout 3 bash -c '</dev/tcp/{address}/5432' && echo open || echo closed"
+    assert lab.ssh("web1", probe).stdout.strip() == "open"
+    # The machine that the lab runs on stands for everybody else.
+    done = subprocess.run(["bash", "-c", probe], capture_output=True, text=True)
+    assert done.stdout.strip() == "closed"
+
+
+def test_secrets_are_in_no_process_list_and_no_world_readable_file(lab):
+    password = next((ROOT / ".lab" / lab.name).rglob("database_password")).read_text().split()[0]
+    for host in lab.hosts:
+        processes = lab.ssh(host, "sudo ps axeww").stdout
+        listed = [line for line in processes.splitlines() if password in line]
+        # `e` shows root the environment of processes, where the site's own have it; arguments must not.
+        assert password not in lab.ssh(host, "ps axww -o args").stdout, listed
+        found = lab.ssh(host, f"sudo grep -rlsF {password} /etc /srv /var/log /usr/local --exclude-dir=releases || true")
+        for path in found.stdout.split():
+            mode = lab.ssh(host, f"sudo stat -c %a {path}").stdout.strip()
+            assert mode[-1] == "0", f"{path} on {host} holds the database's password and has mode {mode}"
+
+
+def test_broken_release_leaves_the_old_one_serving(lab, tmp_path):
+    before = release(lab)
+    broken = tmp_path / "shop"
+    shutil.copytree(ROOT / "examples/shop", broken)
+    with (broken / "shop/wsgi.py").open("a") as wsgi:
+        wsgi.write("\nraise RuntimeError('this release cannot serve')\n")
+    done = lab.play("deploy.yml", "-e", json.dumps({"site_source": {"path": str(broken)}}), check=False)
+    assert done.returncode != 0
+    assert "this release cannot serve" in done.stdout + done.stderr
+    assert release(lab) == before
+    assert lab.ssh("web1", "systemctl --failed --no-legend --plain").stdout.strip() == ""
+
+
+def test_deploy_and_rollback(lab, tmp_path):
+    before = release(lab)
+    newer = tmp_path / "shop"
+    shutil.copytree(ROOT / "examples/shop", newer)
+    (newer / "NEWS").write_text("a newer version\n")
+    lab.play("deploy.yml", "-e", json.dumps({"site_source": {"path": str(newer)}}))
+    assert release(lab) != before
+    # A stage run keeps what is live, whatever the source says by now.
+    lab.play("stage1.yml")
+    assert release(lab) != before
+    lab.play("rollback.yml")
+    assert release(lab) == before
+
+
+def test_maintenance_page_is_switched_on_and_off(lab):
+    lab.play("maintenance.yml", "-e", json.dumps({"state": "on", "message": "Back at 10 o'clock – 100%"}))
+    try:
+        answer = lab.get("/")
+        assert answer.status == 503
+        assert "100%" in answer.text
+    finally:
+        lab.play("maintenance.yml", "-e", "state=off")
+    assert lab.get("/").status == 200
+
+
+def test_everything_returns_after_a_reboot(lab):
+    before = release(lab)
+    client = docker.from_env()
+    for host in lab.hosts:
+        client.containers.get(f"{lab.name}-{host}").restart(timeout=30)
+    lab.wait_for("/readyz", seconds=120)
+    assert release(lab) == before
+    for host in lab.hosts:
+        assert lab.ssh(host, "systemctl --failed --no-legend --plain").stdout.strip() == ""
+        assert "table inet stepladder" in lab.ssh(host, "sudo nft list tables").stdout
+
+
+def test_up_again_is_quick_and_changes_nothing(lab):
+    done = lab.ladder("up", "1", "--debian", lab.debian)
+    assert "web1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"site_tiezone": "Europe/Berlin"}, "Did you mean site_timezone?"),
+        ({"postgres_max_connection": 10}, "postgres_max_connections"),
+        ({"site_hostnames": []}, "site_hostnames is empty"),
+        ({"site_tls": "selfsigned"}, "site_tls must be one of"),
+        ({"site_memory_shares": {"postgres": 0.8, "gunicorn": 0.5}}, "add up to 1.3"),
+        ({"site_tls": "letsencrypt"}, "needs site_contact_email"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_any_change(lab, change, sentence):
+    done = lab.play("stage1.yml", "-e", json.dumps(change), check=False)
+    output = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert done.returncode != 0
+    assert sentence in output
+    assert "Traceback" not in output
+    assert all(count["changed"] == 0 for count in recap(done.stdout).values())
+
+
+def test_the_certificate_is_refused_without_the_environments_ca(lab):
+    context = ssl.create_default_context()
+    import socket
+
+    with (
+        socket.create_connection((lab.hosts["web1"], 443), timeout=10) as plain,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        context.wrap_socket(plain, server_hostname="shop.example.com")
