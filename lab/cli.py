@@ -1,0 +1,103 @@
+"""The commands of ./ladder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.markup import escape
+
+from lab import commands
+from lab.image import CODENAMES
+from lab.machine import MachineError
+from lab.model import this_lab
+from lab.report import console
+
+TESTS = ("lint", "unit", "roles", "lab")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every command has its --help."""
+    top = argparse.ArgumentParser(prog="./ladder", description="Stepladder: the lab and the tests.")
+    found = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    debian = {"choices": sorted(CODENAMES), "help": "the hosts' Debian (13, or what the lab has)"}
+
+    one = found.add_parser("up", help="make the lab's hosts and run a stage on them; again to repair or to grow")
+    one.add_argument("stage", nargs="?", type=int, help="the stage's number (the lab's own, or the highest that exists)")
+    one.add_argument("--debian", **debian)
+
+    one = found.add_parser("down", help="remove the lab: hosts, their data, network, secrets")
+    one.add_argument("--all", action="store_true", help="also the images and package caches that all labs share")
+
+    found.add_parser("status", help="show the lab's hosts, addresses and site")
+
+    one = found.add_parser("ssh", help="log in to a host, or run one command there")
+    one.add_argument("host")
+    one.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
+
+    one = found.add_parser("logs", help="show a host's journal, or one unit's")
+    one.add_argument("host")
+    one.add_argument("unit", nargs="?")
+
+    one = found.add_parser("play", help="ansible-playbook with the lab's inventory; all that follows is passed on")
+    one.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    one = found.add_parser("test", help="run the tests: all of them, or lint, unit, roles or lab")
+    one.add_argument("part", nargs="?", choices=TESTS)
+    one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
+    one.add_argument("--debian", **debian)
+
+    one = found.add_parser("bench", help="measure: remote calls, time from nothing, requests and transactions a second")
+    one.add_argument("--debian", **debian)
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; gives the exit code."""
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return 0
+    # Not argparse's REMAINDER alone: options right after `play` are for ansible-playbook.
+    if arguments[0] == "play" and arguments[1:] not in (["-h"], ["--help"]):
+        chosen = argparse.Namespace(command="play", arguments=arguments[1:])
+    else:
+        chosen = top.parse_args(arguments)
+    try:
+        return run(chosen)
+    except MachineError as error:
+        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on from here.")
+        return 130
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run the chosen command on this checkout's lab."""
+    lab = this_lab()
+    match chosen.command:
+        case "up":
+            return commands.up(lab, chosen.stage, chosen.debian)
+        case "down":
+            return commands.down(lab, chosen.all)
+        case "status":
+            return commands.status(lab)
+        case "ssh":
+            return commands.ssh(lab, chosen.host, chosen.words)
+        case "logs":
+            return commands.logs(lab, chosen.host, chosen.unit)
+        case "play":
+            return commands.play(lab, chosen.arguments)
+        case "test":
+            from lab import checks
+
+            return checks.run(lab, chosen.part, chosen.name, chosen.debian or commands.DEFAULT_DEBIAN)
+        case _:
+            from lab import bench
+
+            return bench.run(lab, chosen.debian or commands.DEFAULT_DEBIAN)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
