@@ -24,7 +24,18 @@ KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
-FACTS = ["!all", "!min", "distribution", "hardware", "platform", "network", "date_time", "python", "service_mgr", "virtual"]
+FACTS = [
+    "!all",
+    "!min",
+    "distribution",
+    "hardware",
+    "platform",
+    "network",
+    "date_time",
+    "python",
+    "service_mgr",
+    "virtual",
+]
 TYPES = {"str": str, "list": list, "dict": Mapping, "int": int, "float": (int, float), "bool": bool}
 TYPE_WORDS = {"str": "text", "list": "a list", "dict": "a mapping", "int": "a whole number", "float": "a number",
               "bool": "true or false"}  # fmt: skip
@@ -39,7 +50,9 @@ def core_problem(version: str = core_version) -> str | None:
     if ANSIBLE_CORE[0] <= found < ANSIBLE_CORE[1]:
         return None
     wanted = ".".join(map(str, ANSIBLE_CORE[0]))
-    return f"ansible-core is {version}; the kit is tried with {wanted}. Install it with: pip install -r requirements.txt"
+    return (
+        f"ansible-core is {version}; the kit is tried with {wanted}. Install it with: pip install -r requirements.txt"
+    )
 
 
 def known_variables(kit: Path = KIT) -> set[str]:
@@ -151,7 +164,9 @@ def host_problems(answers: Mapping[str, Mapping[str, Any]], tolerance: float) ->
     silent = {host: answer["unreachable"] for host, answer in answers.items() if answer.get("unreachable")}
     if silent:
         first = next(iter(silent.values()))
-        problems.append(f"Not reachable over SSH: {listed(silent, most=50)} ({first}). Mend the connection or the inventory.")
+        problems.append(
+            f"Not reachable over SSH: {listed(silent, most=50)} ({first}). Mend the connection or the inventory."
+        )
     for host, answer in answers.items():
         if answer.get("failed"):
             problems.append(f"{host} answers but cannot run Ansible: {answer['failed']}")
@@ -159,7 +174,9 @@ def host_problems(answers: Mapping[str, Mapping[str, Any]], tolerance: float) ->
             continue
         name, version = answer["distribution"], answer["version"]
         if version not in DISTRIBUTIONS.get(name, ()):
-            problems.append(f"{host} runs {name} {version}; the kit supports Debian 12 and 13. Use another image for it.")
+            problems.append(
+                f"{host} runs {name} {version}; the kit supports Debian 12 and 13. Use another image for it."
+            )
         if abs(answer["skew"]) > tolerance:
             ahead = "ahead of" if answer["skew"] > 0 else "behind"
             problems.append(
@@ -177,7 +194,11 @@ def last_words(message: str) -> str:
 
 def refuse(problems: list[str]) -> None:
     if problems:
-        head = "Preflight refuses, and nothing was changed:" if len(problems) > 1 else "Preflight refuses, nothing was changed."
+        head = (
+            "Preflight refuses, and nothing was changed:"
+            if len(problems) > 1
+            else "Preflight refuses, nothing was changed."
+        )
         raise AnsibleActionFail("\n".join([head, *(f"- {problem}" for problem in problems)]))
 
 

@@ -55,7 +55,9 @@ def test_second_run_changes_nothing(tmp_path):
 
 def test_effects_are_those_of_changed_files_only(tmp_path):
     put(entry(tmp_path / "a", content="one", effect="restart"), entry(tmp_path / "b", content="one", effect="reload"))
-    result = put(entry(tmp_path / "a", content="one", effect="restart"), entry(tmp_path / "b", content="two", effect="reload"))
+    result = put(
+        entry(tmp_path / "a", content="one", effect="restart"), entry(tmp_path / "b", content="two", effect="reload")
+    )
     assert result["effects"] == ["reload"]
 
 
@@ -189,7 +191,7 @@ def test_templates_are_rendered_on_the_controller_with_odd_values(tmp_path):
     files = [{"dest": str(tmp_path / "out"), "template": "hello.j2", "vars": {"greeting": "100% "}, "secret": True}]
     done = play(tmp_path, files, "-vvv", "--diff")
     assert "RESULT=1" in done.stdout, done.stdout + done.stderr
-    assert (tmp_path / "out").read_text() == "Hello Zoë 100% s3cr3t-%$\"\\\n"
+    assert (tmp_path / "out").read_text() == 'Hello Zoë 100% s3cr3t-%$"\\\n'
     assert "s3cr3t" not in done.stdout + done.stderr
     packed = base64.b64encode(b'{"directories"')[:12].decode()
     assert packed not in done.stdout

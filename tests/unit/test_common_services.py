@@ -39,7 +39,11 @@ def is_now(active="active", file="enabled", load="loaded"):
         (unit(state="reloaded"), is_now(), ["reload"]),
         (unit(state="started", enabled=True), is_now("active", "generated"), []),
         (unit(state="stopped", masked=True), is_now(), ["stop", "mask"]),
-        (unit(masked=False, enabled=True, state="started"), is_now("inactive", "masked", "masked"), ["unmask", "enable", "start"]),
+        (
+            unit(masked=False, enabled=True, state="started"),
+            is_now("inactive", "masked", "masked"),
+            ["unmask", "enable", "start"],
+        ),
     ],
 )
 def test_only_what_differs_is_done(wanted, now, verbs):

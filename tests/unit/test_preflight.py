@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, ROOT, SITE, run_playbook
+
+from kit import HERE, ROOT, SITE, run_playbook
 
 PLAYBOOK = "playbooks/layers/preflight.yml"
 TWO = {"web": ["web1"], "database": ["db1"]}
@@ -190,7 +191,9 @@ def test_tls_choice_without_what_it_needs_is_refused(
     make_inventory: Callable[..., Path], choice: str, lacks: list[str]
 ) -> None:
     said = refusals(make_inventory(TWO, {**SITE, "site_tls": choice}, hosts=hosts()))
-    assert [problem.split(";")[0] for problem in said] == [f"site_tls is {choice}, which needs {name}" for name in lacks]
+    assert [problem.split(";")[0] for problem in said] == [
+        f"site_tls is {choice}, which needs {name}" for name in lacks
+    ]
 
 
 def test_a_setting_that_cannot_be_read_is_named(make_inventory: Callable[..., Path]) -> None:

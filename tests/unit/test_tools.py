@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from kit import ROOT
 
 sys.path.insert(0, str(ROOT / "tests/tools"))
-import role_readme  # noqa: E402
-import settings_doc  # noqa: E402
+import role_readme
+import settings_doc
 
 SETTINGS = {
     "site_keep": {"type": "int", "description": "How many\n stay | go."},

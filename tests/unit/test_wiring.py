@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import FACTS, ROOT, SITE, Environment
+
+from kit import FACTS, ROOT, SITE, Environment
 
 SHAPES = {
     "one host": {"web": ["one"], "database": ["one"]},
@@ -182,7 +183,9 @@ def test_postgres_is_the_distributions(make_inventory: Callable[..., Path], majo
 @pytest.mark.parametrize("beside", ["playbooks", "playbooks/layers"])
 def test_what_a_person_sets_wins_over_the_kit(make_inventory: Callable[..., Path], beside: str) -> None:
     """From every folder that playbooks are run from; `all` beside a playbook would win over `all` of the inventory."""
-    inventory = make_inventory(SHAPES["two hosts"], {**SITE, "site_keep_releases": 9, "nginx_client_max_body_size": "1g"})
+    inventory = make_inventory(
+        SHAPES["two hosts"], {**SITE, "site_keep_releases": 9, "nginx_client_max_body_size": "1g"}
+    )
     site = Environment(inventory, beside)
     assert site.value("web1", "site_keep_releases") == site.value("web1", "django_keep_releases") == 9
     assert site.value("web1", "nginx_client_max_body_size") == "1g"
@@ -206,10 +209,10 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(make_inventory: C
 
 
 def test_a_secret_that_a_person_sets_wins_and_none_is_made(make_inventory: Callable[..., Path]) -> None:
-    inventory = make_inventory(SHAPES["two hosts"], {**SITE, "site_database_password": "it's \"100%\" $ecret\\ü"})
+    inventory = make_inventory(SHAPES["two hosts"], {**SITE, "site_database_password": 'it\'s "100%" $ecret\\ü'})
     site = Environment(inventory)
-    assert site.value("web1", "django_database_passwords")["default"] == "it's \"100%\" $ecret\\ü"
-    assert site.value("db1", "postgres_roles")[0]["password"] == "it's \"100%\" $ecret\\ü"
+    assert site.value("web1", "django_database_passwords")["default"] == 'it\'s "100%" $ecret\\ü'
+    assert site.value("db1", "postgres_roles")[0]["password"] == 'it\'s "100%" $ecret\\ü'
     assert not (inventory / "secrets/database_password").exists()
 
 

@@ -20,9 +20,7 @@ class Product(models.Model):
     class Meta:
         ordering = ["sku"]
         indexes = [GinIndex(fields=["search"], name="product_search")]
-        constraints = [
-            models.CheckConstraint(condition=Q(stock__gte=0), name="product_stock_not_negative")
-        ]
+        constraints = [models.CheckConstraint(condition=Q(stock__gte=0), name="product_stock_not_negative")]
 
     def __str__(self) -> str:
         return self.name

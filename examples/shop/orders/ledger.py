@@ -1,10 +1,10 @@
 """Writing an order exactly once, whatever is sent twice, at once or again after a crash."""
 
-from catalogue.models import Product
 from django.db import connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
+from catalogue.models import Product
 from orders.models import Order, OrderLine
 from orders.requests import OrderRequest
 

@@ -1,8 +1,8 @@
-from catalogue import views as catalogue
 from django.contrib import admin
 from django.urls import path
-from orders import views as orders
 
+from catalogue import views as catalogue
+from orders import views as orders
 from shop import health
 
 urlpatterns = [

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from unittest.mock import patch
 
-from catalogue.models import Product
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.utils import OperationalError
 from django.test import Client, TransactionTestCase, override_settings
+
+from catalogue.models import Product
 from orders.models import Order
 
 
@@ -23,9 +24,7 @@ class Site(TransactionTestCase):
 
     def order(self, key: str, quantity: int = 1, sku: str = "item-000001"):
         body = {"customer": "Eve", "items": [{"sku": sku, "quantity": quantity}]}
-        return Client().post(
-            "/api/orders", json.dumps(body), "application/json", headers={"Idempotency-Key": key}
-        )
+        return Client().post("/api/orders", json.dumps(body), "application/json", headers={"Idempotency-Key": key})
 
     def stock(self) -> int:
         return Product.objects.get(sku="item-000001").stock

@@ -1,7 +1,8 @@
 from argparse import ArgumentParser
 
-from catalogue.models import Product
 from django.core.management.base import BaseCommand
+
+from catalogue.models import Product
 
 
 class Command(BaseCommand):

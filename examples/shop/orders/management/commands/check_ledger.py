@@ -2,6 +2,7 @@ import sys
 from collections import Counter
 
 from django.core.management.base import BaseCommand, CommandError
+
 from orders.models import Order
 
 
@@ -12,11 +13,7 @@ class Command(BaseCommand):
         keys = sorted({line.strip() for line in sys.stdin} - {""})
         found: Counter[str] = Counter()
         for start in range(0, len(keys), 1000):
-            found.update(
-                Order.objects.filter(key__in=keys[start : start + 1000]).values_list(
-                    "key", flat=True
-                )
-            )
+            found.update(Order.objects.filter(key__in=keys[start : start + 1000]).values_list("key", flat=True))
         missing = [key for key in keys if not found[key]]
         doubled = [key for key, times in found.items() if times > 1]
         for word, bad in (("missing", missing), ("doubled", doubled)):

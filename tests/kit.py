@@ -1,0 +1,82 @@
+"""What several tests share: a playbook run on the controller alone, and the variables that an inventory ends up with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The settings that have no default.
+SITE = {
+    "site_name": "shop",
+    "site_hostnames": ["shop.example.com"],
+    "site_source": {"path": "examples/shop"},
+    "site_settings_module": "shop.settings",
+    "site_wsgi_application": "shop.wsgi:application",
+    "site_administrators": [{"name": "ada", "keys": ["ssh-ed25519 AAAA ada@example.com"]}],
+}
+HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+def run_playbook(playbook: Path | str, inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """ansible-playbook as a person runs it: from the kit's folder, with the kit's ansible.cfg."""
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), str(playbook), *options]
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    surroundings |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+
+
+FACTS = {"memtotal_mb": 4000, "processor_vcpus": 2, "distribution": "Debian", "distribution_major_version": "13",
+         "distribution_release": "trixie", "hostname": "host", "python_version": "3.13.5"}  # fmt: skip
+
+
+@functools.cache
+def load_collections() -> None:
+    from ansible.plugins.loader import init_plugin_loader
+
+    init_plugin_loader()
+
+
+class Environment:
+    """An inventory with the kit's group_vars, read by Ansible's own managers; facts are made up."""
+
+    def __init__(self, inventory: Path, beside: str = "playbooks", facts: dict[str, Any] | None = None) -> None:
+        # Imported here: Ansible takes a while, and many tests do without.
+        from ansible.inventory.manager import InventoryManager
+        from ansible.parsing.dataloader import DataLoader
+        from ansible.vars.hostvars import HostVars
+        from ansible.vars.manager import VariableManager
+
+        load_collections()
+        self._loader = DataLoader()
+        self._loader.set_basedir(str(ROOT / beside))
+        self._inventory = InventoryManager(loader=self._loader, sources=[str(inventory)])
+        self._variables = VariableManager(loader=self._loader, inventory=self._inventory)
+        HostVars(self._inventory, self._variables, self._loader)
+        for host in self._inventory.get_hosts():
+            made_up = {f"ansible_{name}": value for name, value in {**FACTS, **(facts or {})}.items()}
+            self._variables.set_host_facts(host.name, made_up)
+
+    @property
+    def hosts(self) -> list[str]:
+        return sorted(host.name for host in self._inventory.get_hosts("site"))
+
+    def groups(self, host: str) -> set[str]:
+        return {group.name for group in self._inventory.get_host(host).get_groups()}
+
+    def names(self, host: str) -> set[str]:
+        return set(self._variables.get_vars(host=self._inventory.get_host(host)))
+
+    def value(self, host: str, name: str, **more: Any) -> Any:
+        """A variable as a task on this host sees it."""
+        from ansible.template import Templar
+
+        variables = self._variables.get_vars(host=self._inventory.get_host(host)) | more
+        return Templar(loader=self._loader, variables=variables).template(variables[name])
