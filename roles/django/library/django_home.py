@@ -1,0 +1,100 @@
+#!/usr/bin/python
+"""Make a site's users and directories and tell what the host has of it, in one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: django_home
+short_description: Make a site's users and directories and tell what the host has of it
+description:
+  - Makes the service user, the build user and the site's directories where they are missing; never removes any.
+  - Returns the live release, the releases and the configurations that the host has.
+options:
+  directory: {description: The site's directory., type: path, required: true}
+  user: {description: The user that runs the code., type: str, required: true}
+  build_user: {description: The user that owns the releases., type: str, required: true}
+author: Stepladder
+"""
+
+import grp
+import os
+import pwd
+import stat
+import subprocess
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.django_site import Refused, state
+
+
+def account(name, home, check):
+    """Make a system account without a password or a shell; returns whether it was missing. Raises Refused."""
+    try:
+        pwd.getpwnam(name)
+        return False
+    except KeyError:
+        pass
+    if not check:
+        command = ["useradd", "--system", "--home-dir", home, "--no-create-home", "--shell", "/usr/sbin/nologin"]
+        try:
+            grp.getgrnam(name)
+            command += ["--gid", name]
+        except KeyError:
+            command += ["--user-group"]
+        done = subprocess.run([*command, name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise Refused("django: the user %s could not be made: %s" % (name, done.stdout.strip()))
+    return True
+
+
+def directory(path, user, group, mode):
+    """Make or mend one directory; returns whether it differed. Raises Refused."""
+    uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrgid(pwd.getpwnam(group).pw_gid).gr_gid
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        os.makedirs(path)
+        info = os.stat(path)
+    else:
+        if not stat.S_ISDIR(info.st_mode):
+            raise Refused("django: %s is not a directory. Nothing was changed. Move it away first." % path)
+        if (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (uid, gid, mode):
+            return False
+    os.chown(path, uid, gid)
+    os.chmod(path, mode)
+    return True
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "user": {"type": "str", "required": True},
+            "build_user": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    base, user, builder = (module.params[key] for key in ("directory", "user", "build_user"))
+    wanted = [
+        (base, "root", "root", 0o755),
+        (base + "/build", builder, builder, 0o700),
+        # Set-group-id: what the build user puts there belongs to the service user's group, which may read it.
+        (base + "/releases", builder, user, 0o2750),
+        (base + "/config", "root", user, 0o750),
+        (base + "/shared", "root", "root", 0o755),
+        (base + "/shared/static", "root", "root", 0o755),
+        (base + "/shared/media", user, user, 0o755),
+    ]
+    try:
+        changed = account(user, base, module.check_mode)
+        changed |= account(builder, base + "/build", module.check_mode)
+        if module.check_mode:
+            changed |= any(not os.path.isdir(path) for path, *_rest in wanted)
+        else:
+            changed |= any([directory(*one) for one in wanted])
+        module.exit_json(changed=changed, **state(base))
+    except Refused as refusal:
+        module.fail_json(msg=str(refusal))
+
+
+if __name__ == "__main__":
+    main()
