@@ -15,7 +15,8 @@ from lab.model import ROOT, Lab
 BIN = Path(sys.executable).parent
 HEADING = re.compile(r"^(PLAY|TASK|RUNNING HANDLER) \[(.*?)\] \**$")
 RECAP = re.compile(
-    r"^(?P<host>\S+)\s+: ok=(?P<ok>\d+)\s+changed=(?P<changed>\d+)\s+unreachable=(?P<unreachable>\d+)\s+failed=(?P<failed>\d+)"
+    r"^(?P<host>\S+)\s+: ok=(?P<ok>\d+)\s+changed=(?P<changed>\d+)"
+    r"\s+unreachable=(?P<unreachable>\d+)\s+failed=(?P<failed>\d+)"
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     debian = {"choices": sorted(CODENAMES), "help": "the hosts' Debian (13, or what the lab has)"}
 
     one = found.add_parser("up", help="make the lab's hosts and run a stage on them; again to repair or to grow")
-    one.add_argument("stage", nargs="?", type=int, help="the stage's number (the lab's own, or the highest that exists)")
+    one.add_argument(
+        "stage", nargs="?", type=int, help="the stage's number (the lab's own, or the highest that exists)"
+    )
     one.add_argument("--debian", **debian)
 
     one = found.add_parser("down", help="remove the lab: hosts, their data, network, secrets")

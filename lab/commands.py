@@ -136,7 +136,9 @@ def show(client: docker.DockerClient, lab: Lab, stage_hosts: dict[str, list[str]
         show_site(lab, state.addresses[web])
     first = next(iter(stage_hosts))
     console.print(f"Log in        ./ladder ssh {first}   (user admin; sudo asks no password)")
-    console.print(f"Look further  ./ladder logs {first} nginx   ./ladder play playbooks/stage1.yml --check --diff   ./ladder down")
+    console.print(
+        f"Look further  ./ladder logs {first} nginx   ./ladder play playbooks/stage1.yml --check --diff   ./ladder down"
+    )
 
 
 def show_site(lab: Lab, address: str) -> None:
@@ -147,7 +149,9 @@ def show_site(lab: Lab, address: str) -> None:
     if authority:
         trusted = authority.relative_to(Path.cwd()) if authority.is_relative_to(Path.cwd()) else authority
         console.print(f"Its CA        {trusted}", soft_wrap=True)
-        line = f"curl --resolve {hostnames[0]}:443:{address} --cacert {shlex.quote(str(trusted))} https://{hostnames[0]}/"
+        line = (
+            f"curl --resolve {hostnames[0]}:443:{address} --cacert {shlex.quote(str(trusted))} https://{hostnames[0]}/"
+        )
         console.print(f"Try           {line}", soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import ipaddress
 import os
@@ -87,7 +88,7 @@ def ensure_molecule_network(client: docker.DockerClient) -> None:
 
 def remove_network(client: docker.DockerClient, network: Network) -> None:
     network.reload()
-    for member in list((network.attrs.get("Containers") or {})):
+    for member in list(network.attrs.get("Containers") or {}):
         network.disconnect(member, force=True)
     network.remove()
 
@@ -179,10 +180,8 @@ def in_network(container: Container, network: str, address: str) -> bool:
 
 def rejoin(client: docker.DockerClient, container: Container, network: str, host: str, address: str) -> None:
     """Attach a container to a network that was made again."""
-    try:
+    with contextlib.suppress(APIError):  # when it was not attached
         client.networks.get(network).disconnect(container, force=True)
-    except APIError:
-        pass  # it was not attached
     try:
         client.networks.get(network).connect(container, ipv4_address=address, aliases=[host])
     except APIError as error:
@@ -234,7 +233,11 @@ def collect_host_keys(client: docker.DockerClient, lab: Lab, addresses: dict[str
     for host, address in addresses.items():
         container = client.containers.get(names.container_name(lab.name, host))
         keys = container.exec_run(["sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"]).output.decode()
-        lines += [f"{address} {' '.join(line.split()[:2])}" for line in keys.splitlines() if line.startswith(("ssh-", "ecdsa-"))]
+        lines += [
+            f"{address} {' '.join(line.split()[:2])}"
+            for line in keys.splitlines()
+            if line.startswith(("ssh-", "ecdsa-"))
+        ]
     write_private(lab.known_hosts, "\n".join(lines) + "\n")
 
 

@@ -24,7 +24,16 @@ from lab.names import INPUTS_LABEL, LAB_LABEL, SHARED
 CODENAMES = {"12": "bookworm", "13": "trixie"}
 FILES = Path(__file__).parent / "image"
 PACKAGES = (
-    "ca-certificates dbus iproute2 openssh-server procps python3 python3-apt sudo systemd systemd-sysv".split()
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "openssh-server",
+    "procps",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
 )
 # A build hung on a dead mirror must end, one on a slow machine must not.
 BOOTSTRAP_SECONDS = 900
@@ -154,9 +163,7 @@ def bootstrap(client: docker.DockerClient, debian: str, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
         archive = Path(folder) / "base.tar"
         command = ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", codename, str(archive)]
-        done = subprocess.run(
-            [*command, mirror_address()], capture_output=True, text=True, timeout=BOOTSTRAP_SECONDS
-        )
+        done = subprocess.run([*command, mirror_address()], capture_output=True, text=True, timeout=BOOTSTRAP_SECONDS)
         if done.returncode != 0:
             raise machine.MachineError(f"{' '.join(command)} failed:\n{machine.tail(done.stderr, 15)}")
         name, tag = base_tag(debian).split(":")

@@ -30,10 +30,10 @@ def lab_name(root: Path, setting: str | None) -> str:
     Raises ValueError for a setting that would not do as the name of a network and of containers.
     """
     if setting:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", setting) or setting in (SHARED, MOLECULE):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,47}", setting) or setting in (SHARED, MOLECULE):
             raise ValueError(
                 f"STEPLADDER_LAB={setting!r} will not do as a lab's name: use small letters, digits and dashes "
-                f"(at most 40), not {SHARED} or {MOLECULE}."
+                f"(at most 48), not {SHARED} or {MOLECULE}."
             )
         return setting
     folder = re.sub(r"[^a-z0-9]+", "-", root.name.lower()).strip("-")[:20] or "checkout"
@@ -60,16 +60,14 @@ def free_subnet(lab: str, taken: Iterable[Network]) -> Network:
 
 def assign_addresses(subnet: Network, hosts: Iterable[str], known: dict[str, str]) -> dict[str, str]:
     """Each host's address: the one it had, or the next free one in the inventory's order."""
-    inside = {
-        host: address for host, address in known.items() if ipaddress.ip_address(address) in subnet
-    }
+    inside = {host: address for host, address in known.items() if ipaddress.ip_address(address) in subnet}
     used = set(inside.values())
     free = (str(address) for address in list(subnet.hosts())[FIRST_HOST - 1 :] if str(address) not in used)
     return {host: inside.get(host) or next(free) for host in hosts}
 
 
 def routes_networks(routes: str) -> list[Network]:
-    """The networks in the text of /proc/net/route (addresses there are little-endian hexadecimal), without the default."""
+    """The networks in the text of /proc/net/route (little-endian hexadecimal there), without the default route."""
     networks = []
     for line in routes.splitlines()[1:]:
         fields = line.split()

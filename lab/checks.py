@@ -1,0 +1,121 @@
+"""./ladder test: linters, unit tests, the roles' scenarios, the tests of a whole stage in a lab of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lab import ansible, artifacts, commands, hosts, scenarios
+from lab.machine import MachineError, tail
+from lab.model import Lab
+from lab.report import Results, console, results_table, step
+
+PARTS = ("lint", "unit", "roles", "lab")
+LINTERS = {
+    "ruff check": ["ruff", "check", "."],
+    "ruff format": ["ruff", "format", "--check", "."],
+    "yamllint": ["yamllint", "--strict", "."],
+    "ansible-lint": ["ansible-lint", "--offline", "--strict"],
+}
+NO_TESTS = 5  # pytest's exit code when its selection was empty
+
+
+def run(lab: Lab, part: str | None, name: str | None, debian: str) -> int:
+    """Run the parts asked for (all without one), only what has `name` in its name; gives the exit code."""
+    results = Results()
+    running: dict[str, Callable[[], None]] = {
+        "lint": lambda: lint(lab, name, results),
+        "unit": lambda: pytest(lab, "unit", name, results, {}),
+        "roles": lambda: roles(lab, name, debian, results),
+        "lab": lambda: whole_stage(lab, name, debian, results),
+    }
+    for chosen in [part] if part else PARTS:
+        started = time.monotonic()
+        try:
+            running[chosen]()
+        except MachineError as error:
+            console.print(str(error), markup=False, soft_wrap=True)
+            results.add(chosen, time.monotonic() - started, False, "could not run")
+    if not results.items:
+        results.add("selection", 0.0, False, f"nothing has {name} in its name")
+    console.print(results_table("Tests", results))
+    console.print(results.closing_line(), markup=False)
+    return 1 if results.failed else 0
+
+
+def lint(lab: Lab, name: str | None, results: Results) -> None:
+    for title, command in LINTERS.items():
+        if name is None or name in title:
+            log = lab.logs / f"{title.replace(' ', '-')}.log"
+            code = timed(title, [str(ansible.BIN / command[0]), *command[1:]], log, results)
+            if code != 0 and title == "ruff format":
+                console.print("ruff format . (in .venv/bin) writes them as they should be.", markup=False)
+
+
+def timed(title: str, command: list[str], log: Path, results: Results) -> int:
+    """Run one step into a log; a failure shows the end of its output. Gives the exit code."""
+    started = time.monotonic()
+    with step(title) as update:
+        code, output = ansible.run_logged(command, log, update)
+    if code != 0:
+        console.print(f"{' '.join(command)} ended with {code} (log: {log}):\n{tail(output, 60)}", markup=False)
+    results.add(title, time.monotonic() - started, code == 0)
+    return code
+
+
+def counted(output: str) -> str:
+    """How many tests a step ran, for its remark; empty for a step that is no test runner."""
+    count = scenarios.tests_run(ansible.COLOUR.sub("", output))
+    return f"{count} tests" if count else ""
+
+
+def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict[str, str]) -> None:
+    """Run the tests of a folder; an empty selection is a failure only when nothing narrowed it."""
+    command = [str(ansible.BIN / "python"), "-m", "pytest", "-q", "--durations=5", f"tests/{folder}"]
+    command += ["-k", name] if name else []
+    log = lab.logs / f"{folder}.log"
+    started = time.monotonic()
+    with step(f"{folder} tests") as update:
+        code, output = ansible.run_logged(command, log, update, more)
+    if code == NO_TESTS and name:
+        return
+    if code != 0:
+        console.print(f"{' '.join(command)} ended with {code} (log: {log}):\n{tail(output, 100)}", markup=False)
+    results.add(f"{folder} tests", time.monotonic() - started, code == 0, counted(output))
+
+
+def roles(lab: Lab, name: str | None, debian: str, results: Results) -> None:
+    """Run the scenarios; raises MachineError when there is no engine or no image to run them on."""
+    chosen = [scenario for scenario in scenarios.scenarios(lab.root) if name is None or name in scenario]
+    if not chosen:
+        return
+    client = commands.connect()
+    started = time.monotonic()
+    with step("Image, network and caches for the roles' scenarios"):
+        commands.prepare_roles(client, debian)
+    results.add(f"image (Debian {debian})", time.monotonic() - started, True)
+    if any(scenario.startswith("nginx") for scenario in chosen):
+        started = time.monotonic()
+        with step("Pebble, the ACME test server"):
+            artifacts.build_pebble(client)
+        results.add("Pebble", time.monotonic() - started, True)
+    scenarios.Runner(client, debian, lab.logs, artifacts.ARTIFACTS).run_all(chosen, results)
+
+
+def whole_stage(lab: Lab, name: str | None, debian: str, results: Results) -> None:
+    """Run tests/lab in a lab that is made for them and removed afterwards; a failure shows the failed units first."""
+    own = Lab(f"{lab.name}-test", lab.root)
+    client = commands.connect()
+    hosts.remove_lab(client, own.name)
+    own.forget()
+    failed = results.failed
+    more = {"STEPLADDER_LAB": own.name, "STEPLADDER_DEBIAN": debian}
+    try:
+        pytest(lab, "lab", name, results, more)
+        if results.failed > failed:
+            for container in hosts.find_hosts(client, own.name).values():
+                console.print(hosts.diagnosis(container), markup=False, soft_wrap=True)
+    finally:
+        hosts.remove_lab(client, own.name)
+        own.forget()

@@ -1,0 +1,169 @@
+"""Molecule's scenarios, two at a time, and what their logs must show besides an exit code of zero."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+
+from lab import ansible, hosts, names
+from lab.machine import tail
+from lab.model import ROOT
+from lab.report import Results, console
+
+SIDE_BY_SIDE = 2
+SCENARIO_SECONDS = 1500
+BAR = re.compile(r"^\s*│ ?")
+PHASE = re.compile(r"^INFO\s+\S+ ➜ (?P<phase>[\w-]+): Executing$")
+COUNTED = re.compile(r"(\d+) (passed|failed|errors?)\b")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One action of a scenario and what it printed, without colours and molecule's frame."""
+
+    name: str
+    text: str
+
+
+def scenarios(root: Path = ROOT) -> list[str]:
+    return sorted(path.parent.name for path in (root / "molecule").glob("*/molecule.yml"))
+
+
+def phases(log: str) -> list[Phase]:
+    """A scenario's log cut into its actions, in the order they ran."""
+    found: list[tuple[str, list[str]]] = []
+    for line in ansible.COLOUR.sub("", log).splitlines():
+        start = PHASE.match(line)
+        if start:
+            found.append((start["phase"], []))
+        elif found:
+            found[-1][1].append(BAR.sub("", line))
+    return [Phase(name, "\n".join(lines)) for name, lines in found]
+
+
+def tests_run(text: str) -> int:
+    """How many tests pytest's closing line counts."""
+    closing = [line for line in text.splitlines() if COUNTED.search(line) and " in " in line]
+    return sum(int(count) for count, _ in COUNTED.findall(closing[-1])) if closing else 0
+
+
+def complaints(log: str) -> list[str]:
+    """What a scenario's log lacks although molecule was content: tests, a second run, an honest check mode."""
+    ran = phases(log)
+    order = [phase.name for phase in ran]
+    found = []
+    if "idempotence" not in order:
+        found.append("the sequence has no idempotence run")
+    verified = [phase for phase in ran if phase.name == "verify"]
+    if not verified or tests_run(verified[-1].text) == 0:
+        found.append("verify ran no test (test files belong in molecule/<scenario>/tests/)")
+    converged = order.index("idempotence") if "idempotence" in order else len(order)
+    checked = [phase for phase in ran[converged:] if phase.name == "check"]
+    if not checked:
+        found.append("no check run after idempotence")
+        return found
+    counts = ansible.recap(checked[-1].text)
+    if not counts:
+        found.append("the check run after idempotence has no recap")
+    changed = {host: count["changed"] for host, count in counts.items() if count["changed"]}
+    if changed:
+        listed = ", ".join(f"{host}: {count}" for host, count in changed.items())
+        found.append(f"check mode says that a converged host would change ({listed})")
+    return found
+
+
+def failing_phase(log: str) -> str:
+    """The end of the log's last action that did something: where a failed scenario stopped."""
+    ran = [phase for phase in phases(log) if phase.name not in ("destroy", "cleanup")]
+    if not ran:
+        return tail(ansible.COLOUR.sub("", log), 40)
+    last = ran[-1]
+    return f"{last.name}:\n{ansible.failure(last.text, 60) if last.name != 'verify' else tail(last.text, 60)}"
+
+
+class Runner:
+    """Runs scenarios for one Debian version; each leaves a log and no container."""
+
+    def __init__(self, client: docker.DockerClient, debian: str, logs: Path, artifacts: Path) -> None:
+        self.client, self.debian, self.logs = client, debian, logs
+        self.artifacts = artifacts
+
+    def environment(self, scenario: str) -> dict[str, str]:
+        return {
+            "STEPLADDER_DEBIAN": self.debian,
+            "STEPLADDER_SCENARIO": scenario,
+            "STEPLADDER_NETWORK": names.MOLECULE_NETWORK,
+            "STEPLADDER_ARTIFACTS": str(self.artifacts),
+        }
+
+    def run_all(self, chosen: list[str], results: Results) -> None:
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            for _ in pool.map(lambda scenario: self.run(scenario, results), chosen):
+                pass
+
+    def run(self, scenario: str, results: Results) -> None:
+        """Run one scenario and say what came of it; a failure shows the failing phase and the failed units."""
+        started = time.monotonic()
+        log = self.logs / f"{scenario}-debian{self.debian}.log"
+        self.destroy(scenario)
+        command = [str(ansible.BIN / "molecule"), "test", "-s", scenario, "--destroy", "never"]
+        try:
+            code, output = self.molecule(command, scenario, log)
+            problems = complaints(output) if code == 0 else [f"molecule ended with {code}"]
+            if problems:
+                self.explain(scenario, output, problems, log)
+        finally:
+            self.destroy(scenario)
+        count = sum(tests_run(phase.text) for phase in phases(output) if phase.name == "verify")
+        remark = f"{count} tests" if not problems else "; ".join(problems)
+        seconds = time.monotonic() - started
+        results.add(f"role {scenario} (Debian {self.debian})", seconds, not problems, remark)
+        console.print(f"{'ok' if not problems else 'failed'}  role {scenario}  {seconds:.0f} s  {remark}", markup=False)
+
+    def molecule(self, command: list[str], scenario: str, log: Path) -> tuple[int, str]:
+        """Run molecule with its output in a log; a scenario over its time ends with code 124."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = ansible.surroundings(self.environment(scenario))
+        with log.open("w") as stream:
+            try:
+                code = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    timeout=SCENARIO_SECONDS,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = 124
+        return code, log.read_text(errors="replace")
+
+    def containers(self, scenario: str) -> list:
+        label = f"{names.LAB_LABEL}={names.MOLECULE}"
+        found = self.client.containers.list(all=True, filters={"label": label})
+        return [item for item in found if item.name.startswith(f"{scenario}-")]
+
+    def explain(self, scenario: str, output: str, problems: list[str], log: Path) -> None:
+        parts = [f"--- {scenario}: {'; '.join(problems)} (log: {log})", failing_phase(output)]
+        parts += [hosts.diagnosis(container) for container in self.containers(scenario)]
+        console.print("\n".join(parts), markup=False, soft_wrap=True)
+
+    def destroy(self, scenario: str) -> None:
+        """Remove a scenario's containers and let molecule forget them, also those of a run that was killed."""
+        for container in self.containers(scenario):
+            container.remove(force=True, v=True)
+        subprocess.run(
+            [str(ansible.BIN / "molecule"), "reset", "-s", scenario],
+            cwd=ROOT,
+            env=ansible.surroundings(self.environment(scenario)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=120,
+        )
