@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from kit import ROOT
 
 sys.path.insert(0, str(ROOT / "tests/tools"))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from kit import FACTS, ROOT, SITE, Environment
 
 SHAPES = {
