@@ -58,8 +58,9 @@ def read_hosts(path: Path) -> dict[str, list[str]]:
 def reach(addresses: dict[str, str], folder: Path, control_folder: Path) -> dict[str, Any]:
     """A second inventory source: where the hosts are, how to log in, and where this lab keeps its secrets."""
     known_hosts = folder / "known_hosts"
+    # In `site` and not in `all`: what an inventory says in `all` loses to the kit's group_vars/all.
     return {
-        "all": {
+        "site": {
             "vars": {
                 "ansible_user": "admin",
                 "ansible_ssh_private_key_file": str(folder / "ssh_key"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kit import HERE, ROOT, SITE, run_playbook
 
 PLAYBOOK = "playbooks/layers/preflight.yml"

@@ -14,6 +14,7 @@ from pathlib import Path
 import crossplane
 import pytest
 import yaml
+
 from kit import ROOT
 from rendered import File, Role
 

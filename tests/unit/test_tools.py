@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from kit import ROOT
 
 sys.path.insert(0, str(ROOT / "tests/tools"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from kit import FACTS, ROOT, SITE, Environment
 
 SHAPES = {

@@ -1,0 +1,114 @@
+"""What the lab reads from other programs' output: recaps, failures, a scenario's actions and tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import ansible, scenarios
+from lab.report import Results, duration
+
+RECAP = """
+PLAY RECAP *********************************************************************
+web1                       : ok=12   changed=0    unreachable=0    failed=0    skipped=3    rescued=0    ignored=0
+db1                        : ok=9    changed=2    unreachable=0    failed=1    skipped=0    rescued=0    ignored=0
+"""
+
+FAILED = """PLAY [Web] *********************
+TASK [nginx : Install nginx] ***
+ok: [web1]
+
+TASK [nginx : Check the configuration] ***
+[ERROR]: Task failed: the validation said no
+fatal: [web1]: FAILED! => {"msg": "no"}
+"""
+
+
+def action(name: str, *lines: str) -> str:
+    start = f"\x1b[36mINFO    \x1b[0m \x1b[32mdemo\x1b[0m ➜ \x1b[33m{name}\x1b[0m: \x1b[36mExecuting\x1b[0m\n"
+    return start + "".join(f"  \x1b[2m│\x1b[0m {line}\n" for line in lines)
+
+
+def recap(changed: int) -> tuple[str, str]:
+    return (
+        "PLAY RECAP",
+        f"\x1b[33mdemo-debian13\x1b[0m              : ok=1    changed={changed}    unreachable=0    failed=0",
+    )
+
+
+def log(checked: int = 0, tests: str = "==== 3 passed in 0.86s", leave_out: str = "") -> str:
+    parts = {
+        "check": action("check", *recap(7)),
+        "converge": action("converge", *recap(7)),
+        "idempotence": action("idempotence", *recap(0)),
+        "check again": action("check", *recap(checked)),
+        "verify": action("verify", "INFO Executing Testinfra tests found in tests/...", tests),
+        "destroy": action("destroy"),
+    }
+    return "".join(text for name, text in parts.items() if name != leave_out)
+
+
+def test_recap_counts_by_host() -> None:
+    counts = ansible.recap("PLAY RECAP ***\nold : ok=1 changed=1 unreachable=0 failed=0\n" + RECAP)
+    assert counts["db1"] == {"ok": 9, "changed": 2, "unreachable": 0, "failed": 1}
+    assert set(counts) == {"web1", "db1"}
+    assert ansible.recap("no play ran") == {}
+
+
+def test_failure_shows_the_failing_task_and_not_those_before() -> None:
+    shown = ansible.failure(FAILED)
+    assert shown.startswith("TASK [nginx : Check the configuration]")
+    assert "the validation said no" in shown
+    assert "Install nginx" not in shown
+
+
+def test_failure_without_a_task_shows_the_end() -> None:
+    assert ansible.failure("one\ntwo\nthree", lines=2) == "two\nthree"
+
+
+def test_a_sound_scenario_has_no_complaints() -> None:
+    assert scenarios.complaints(log()) == []
+    assert [phase.name for phase in scenarios.phases(log())] == [
+        "check", "converge", "idempotence", "check", "verify", "destroy",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (log(tests="Skipping, no tests found."), "verify ran no test"),
+        (log(tests="==== no tests ran in 0.01s"), "verify ran no test"),
+        (log(leave_out="verify"), "verify ran no test"),
+        (log(leave_out="idempotence"), "no idempotence run"),
+        (log(leave_out="check again"), "no check run after idempotence"),
+        (log(checked=2), "would change (demo-debian13: 2)"),
+    ],
+)
+def test_a_scenario_that_proves_too_little_is_not_passed(text: str, sentence: str) -> None:
+    assert any(sentence in complaint for complaint in scenarios.complaints(text))
+
+
+def test_changes_of_the_first_check_run_are_no_complaint() -> None:
+    assert scenarios.complaints(log(checked=0)) == []
+
+
+def test_tests_are_counted_from_pytests_closing_line() -> None:
+    assert scenarios.tests_run("==== 1 failed, 3 passed, 2 warnings in 0.86s") == 4
+    assert scenarios.tests_run("2 passed in 3.1s") == 2
+    assert scenarios.tests_run("nothing here") == 0
+
+
+def test_failing_phase_is_the_last_that_did_something() -> None:
+    text = action("create") + action("converge", *FAILED.splitlines()) + action("destroy", "Skipping")
+    assert scenarios.failing_phase(text).startswith("converge:\nTASK [nginx : Check")
+
+
+def test_closing_line_counts_steps() -> None:
+    results = Results()
+    results.add("one", 1.0, True)
+    results.add("two", 1.0, False)
+    assert (results.closing_line(), results.failed) == ("1 passed, 1 failed", 1)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (59.9, "59.9 s"), (185, "3 min 05 s")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
