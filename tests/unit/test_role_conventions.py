@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import role_readme
 import yaml
 
-import role_readme
 import role_reads
 from kit import ROOT
 
