@@ -100,7 +100,7 @@ def roles(lab: Lab, name: str | None, debian: str, results: Results) -> None:
         with step("Pebble, the ACME test server"):
             artifacts.build_pebble(client)
         results.add("Pebble", time.monotonic() - started, True)
-    scenarios.Runner(client, debian, lab.logs, artifacts.ARTIFACTS).run_all(chosen, results)
+    scenarios.Runner(client, lab, debian, artifacts.ARTIFACTS).run_all(chosen, results)
 
 
 def whole_stage(lab: Lab, name: str | None, debian: str, results: Results) -> None:

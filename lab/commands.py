@@ -89,7 +89,7 @@ def make_hosts(client: docker.DockerClient, lab: Lab, state: State, wanted: list
         if started:
             lab.close_connections()
         lab.save(state)
-        lab.write_hosts_file(state.addresses)
+        lab.write_inventory(state.addresses)
         for host in wanted:
             update(host)
             hosts.wait_until_up(client, lab, host, state.addresses[host])

@@ -55,22 +55,23 @@ def read_hosts(path: Path) -> dict[str, list[str]]:
     return hosts
 
 
-def reach(addresses: dict[str, str], folder: Path, control_folder: Path) -> dict[str, Any]:
-    """A second inventory source: where the hosts are, how to log in, and where this lab keeps its secrets."""
-    known_hosts = folder / "known_hosts"
-    # In `site` and not in `all`: what an inventory says in `all` loses to the kit's group_vars/all.
+def reach(addresses: dict[str, str]) -> dict[str, Any]:
+    """A second inventory source: where the hosts are."""
+    return {"all": {"hosts": {host: {"ansible_host": address} for host, address in addresses.items()}}}
+
+
+def settings(folder: Path, control_folder: Path) -> dict[str, Any]:
+    """What holds for every host of one lab: how to log in, and where this lab keeps its secrets.
+
+    For a group_vars file beside the second source: variables inside an inventory file lose to the kit's group_vars/all.
+    """
+    known_hosts = f"-o UserKnownHostsFile={folder / 'known_hosts'} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
     return {
-        "site": {
-            "vars": {
-                "ansible_user": "admin",
-                "ansible_ssh_private_key_file": str(folder / "ssh_key"),
-                "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=yes "
-                "-o IdentitiesOnly=yes",
-                "ansible_control_path_dir": str(control_folder),
-                "site_secrets_dir": str(folder / "secrets"),
-                "site_artifacts_dir": str(folder / "artifacts"),
-                "host_memory_mb": HOST_MEMORY_MB,
-            },
-            "hosts": {host: {"ansible_host": address} for host, address in addresses.items()},
-        }
+        "ansible_user": "admin",
+        "ansible_ssh_private_key_file": str(folder / "ssh_key"),
+        "ansible_ssh_common_args": known_hosts,
+        "ansible_control_path_dir": str(control_folder),
+        "site_secrets_dir": str(folder / "secrets"),
+        "site_artifacts_dir": str(folder / "artifacts"),
+        "host_memory_mb": HOST_MEMORY_MB,
     }

@@ -92,11 +92,10 @@ class Lab:
             subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "lab"], capture_output=True)
             socket.unlink(missing_ok=True)
 
-    def write_hosts_file(self, addresses: dict[str, str]) -> None:
-        source = inventory.reach(addresses, self.folder, self.control_folder)
-        text = yaml.safe_dump(source, sort_keys=False)
-        if not self.hosts_file.exists() or self.hosts_file.read_text() != text:
-            self.hosts_file.write_text("---\n" + text)
+    def write_inventory(self, addresses: dict[str, str]) -> None:
+        """Write the lab's own inventory source and what holds for all its hosts."""
+        write_yaml(self.hosts_file, inventory.reach(addresses))
+        write_yaml(self.folder / "group_vars/site.yml", inventory.settings(self.folder, self.control_folder))
 
     def ssh_command(self, host: str) -> list[str]:
         """The command that logs in to a host; raises MachineError for one that the lab does not have."""
@@ -111,6 +110,11 @@ class Lab:
         self.close_connections()
         shutil.rmtree(self.control_folder, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_yaml(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("---\n" + yaml.safe_dump(content, sort_keys=False))
 
 
 def this_lab(name: str | None = None) -> Lab:

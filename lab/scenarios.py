@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import docker
 
 from lab import ansible, hosts, names
 from lab.machine import tail
-from lab.model import ROOT
+from lab.model import ROOT, Lab
 from lab.report import Results, console
 
 SIDE_BY_SIDE = 2
@@ -90,14 +91,20 @@ def failing_phase(log: str) -> str:
 class Runner:
     """Runs scenarios for one Debian version; each leaves a log and no container."""
 
-    def __init__(self, client: docker.DockerClient, debian: str, logs: Path, artifacts: Path) -> None:
-        self.client, self.debian, self.logs = client, debian, logs
-        self.artifacts = artifacts
+    def __init__(self, client: docker.DockerClient, lab: Lab, debian: str, artifacts: Path) -> None:
+        self.client, self.debian, self.artifacts = client, debian, artifacts
+        self.logs, self.prefix = lab.logs, lab.name
+
+    def state(self, scenario: str) -> Path:
+        """Where molecule remembers what it has made."""
+        return self.logs.parent / "molecule" / scenario
 
     def environment(self, scenario: str) -> dict[str, str]:
         return {
             "STEPLADDER_DEBIAN": self.debian,
-            "STEPLADDER_SCENARIO": scenario,
+            # Names of its own: a scenario that someone keeps for trying things out is left alone.
+            "STEPLADDER_SCENARIO": f"{self.prefix}-{scenario}",
+            "MOLECULE_EPHEMERAL_DIRECTORY": str(self.state(scenario)),
             "STEPLADDER_NETWORK": names.MOLECULE_NETWORK,
             "STEPLADDER_ARTIFACTS": str(self.artifacts),
         }
@@ -148,7 +155,7 @@ class Runner:
     def containers(self, scenario: str) -> list:
         label = f"{names.LAB_LABEL}={names.MOLECULE}"
         found = self.client.containers.list(all=True, filters={"label": label})
-        return [item for item in found if item.name.startswith(f"{scenario}-")]
+        return [item for item in found if item.name.startswith(f"{self.prefix}-{scenario}-")]
 
     def explain(self, scenario: str, output: str, problems: list[str], log: Path) -> None:
         parts = [f"--- {scenario}: {'; '.join(problems)} (log: {log})", failing_phase(output)]
@@ -156,14 +163,7 @@ class Runner:
         console.print("\n".join(parts), markup=False, soft_wrap=True)
 
     def destroy(self, scenario: str) -> None:
-        """Remove a scenario's containers and let molecule forget them, also those of a run that was killed."""
+        """Remove a scenario's containers and what molecule remembers, also those of a run that was killed."""
         for container in self.containers(scenario):
             container.remove(force=True, v=True)
-        subprocess.run(
-            [str(ansible.BIN / "molecule"), "reset", "-s", scenario],
-            cwd=ROOT,
-            env=ansible.surroundings(self.environment(scenario)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=120,
-        )
+        shutil.rmtree(self.state(scenario), ignore_errors=True)

@@ -46,7 +46,7 @@ def test_a_stage_exists_with_its_playbook_and_its_lab(tmp_path: Path) -> None:
 def test_ansible_reads_both_sources_as_one_inventory(tmp_path: Path) -> None:
     lab = Lab("demo", tmp_path)
     lab.folder.mkdir(parents=True)
-    lab.write_hosts_file({"web1": "198.18.7.10", "db1": "198.18.7.11"})
+    lab.write_inventory({"web1": "198.18.7.10", "db1": "198.18.7.11"})
     command = [str(Path(sys.executable).with_name("ansible-inventory")), "-i", str(ROOT / "inventories/lab/stage1.yml")]
     done = subprocess.run(
         [*command, "-i", str(lab.hosts_file), "--list"],
@@ -68,10 +68,9 @@ def test_two_labs_of_a_checkout_share_no_secrets_and_no_connections(tmp_path: Pa
     one, two = Lab("one", tmp_path), Lab("two", tmp_path)
     for lab in (one, two):
         lab.folder.mkdir(parents=True)
-        lab.write_hosts_file({"web1": "198.18.7.10"})
-    shared = yaml.safe_load(one.hosts_file.read_text())["site"]["vars"].items() & (
-        yaml.safe_load(two.hosts_file.read_text())["site"]["vars"].items()
-    )
+        lab.write_inventory({"web1": "198.18.7.10"})
+    texts = [yaml.safe_load((lab.folder / "group_vars/site.yml").read_text()) for lab in (one, two)]
+    shared = texts[0].items() & texts[1].items()
     assert {name for name, _ in shared} == {"ansible_user", "host_memory_mb"}
 
 
