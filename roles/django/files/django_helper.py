@@ -14,7 +14,7 @@ import django
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
-from django.db import OperationalError, connections
+from django.db import DatabaseError, OperationalError, connections
 from django.db.backends.signals import connection_created
 from django.db.migrations.executor import MigrationExecutor
 
@@ -133,7 +133,8 @@ def migrate_with_retries(given):
     """Run migrate; a lock that was not to be had is tried again. Raises what the last try raised."""
     for attempt in range(given["attempts"]):
         try:
-            return call_command("migrate", database=given["database"], interactive=False, verbosity=1, stdout=sys.stderr)
+            call_command("migrate", database=given["database"], interactive=False, verbosity=1, stdout=sys.stderr)
+            return
         except OperationalError as error:
             if code_of(error) != LOCK_NOT_AVAILABLE or attempt == given["attempts"] - 1:
                 raise
@@ -228,6 +229,8 @@ def main() -> int:
         answer = VERBS[sys.argv[1]](given)
     except Refused as refusal:
         answer = {"refused": str(refusal)}
+    except DatabaseError as error:
+        answer = {"refused": f"the database does not do what was asked: {error}".strip() + " Nothing was changed."}
     print(json.dumps(answer))
     return 0
 

@@ -31,6 +31,9 @@ COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 def refresh(access, mirror, url):
     if not os.path.isdir(mirror):
+        os.mkdir(mirror, 0o700)
+        os.chown(mirror, access.runner.account.pw_uid, access.runner.account.pw_gid)
+    if not os.path.exists(mirror + "/HEAD"):
         access.git(["init", "--quiet", "--bare", mirror], "django: %s could not be made" % mirror)
     access.git(["-C", mirror, "config", "remote.origin.url", url], "django: git refused the repository's address")
     refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]

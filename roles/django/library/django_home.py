@@ -90,7 +90,8 @@ def main():
         if module.check_mode:
             changed |= any(not os.path.isdir(path) for path, *_rest in wanted)
         else:
-            changed |= any([directory(*one) for one in wanted])
+            # Every one of them, whatever the first has said.
+            changed |= sum(directory(*one) for one in wanted) > 0
         module.exit_json(changed=changed, **state(base))
     except Refused as refusal:
         module.fail_json(msg=str(refusal))
