@@ -5,6 +5,7 @@ The role's defaults and vars are taken as they are; a sample gives what a play, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 from kit import FACTS, load_collections
 
-WRITERS = ("config_files", "ansible.builtin.template", "ansible.builtin.copy")
+WRITERS = ("config_files", "guarded_files", "ansible.builtin.template", "ansible.builtin.copy")
+
+LOOKUP = re.compile(r"""lookup\('ansible\.builtin\.template', '([^']+)'\)""")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Role:
             if not self._wanted(task, known):
                 continue
             args = task[writer]
-            if writer == "config_files":
+            if writer in ("config_files", "guarded_files"):
                 files = args.get("files") or []
                 files = self._templar(known).template(files) if isinstance(files, str) else files
                 for file in files:
@@ -95,11 +98,12 @@ class Role:
         from ansible.plugins.loader import lookup_loader
 
         templar = self._templar(known)
-        if templar.template(file.get("state", "present")) == "absent" or file.get("link"):
+        if templar.template(file.get("state", "present")) == "absent" or not {"content", "template"} & set(file):
             return
         dest = str(templar.template(file["dest"]))
         if "template" not in file:
-            yield File(dest, str(templar.template(file.get("content", ""))), None)
+            looked_up = LOOKUP.search(str(file["content"]))
+            yield File(dest, str(templar.template(file["content"])), looked_up[1] if looked_up else None)
             return
         template = str(templar.template(file["template"]))
         extra = templar.template(file.get("vars") or {})

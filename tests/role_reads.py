@@ -15,7 +15,7 @@ BARE = {"when", "changed_when", "failed_when", "until", "that", "break_when"}
 BUILT_IN = {
     "ansible_facts", "ansible_check_mode", "ansible_diff_mode", "ansible_managed", "ansible_failed_result",
     "lookup", "query", "q", "now", "undef", "omit", "role_path",
-    "range", "dict", "namespace", "lipsum", "cycler", "joiner", "loop", "self", "super", "caller", "varargs", "kwargs",
+    "range", "dict", "namespace", "lipsum", "cycler", "joiner", "loop", "self", "super", "caller", "varargs", "kwargs", "_",
 }  # fmt: skip
 # How this controller reaches the host: no part of the inventory's shape, and nobody else can tell a role.
 CONNECTION = {

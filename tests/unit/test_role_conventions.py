@@ -39,7 +39,7 @@ def options(role: Path) -> dict[str, Any]:
 
 
 def python_files(role: Path) -> list[Path]:
-    folders = ("action_plugins", "filter_plugins", "lookup_plugins", "library", "module_utils")
+    folders = ("action_plugins", "filter_plugins", "lookup_plugins")  # what runs on the controller
     return [path for folder in folders for path in (role / folder).glob("*.py")]
 
 
