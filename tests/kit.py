@@ -59,7 +59,8 @@ class Environment:
         self._loader.set_basedir(str(ROOT / beside))
         self._inventory = InventoryManager(loader=self._loader, sources=[str(inventory)])
         self._variables = VariableManager(loader=self._loader, inventory=self._inventory)
-        HostVars(self._inventory, self._variables, self._loader)
+        self.hostvars = HostVars(self._inventory, self._variables, self._loader)
+        self.all_groups: dict[str, list[str]] = self._inventory.get_groups_dict()
         for host in self._inventory.get_hosts():
             made_up = {f"ansible_{name}": value for name, value in {**FACTS, **(facts or {})}.items()}
             self._variables.set_host_facts(host.name, made_up)

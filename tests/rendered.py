@@ -67,6 +67,18 @@ class Role:
                 for writer in WRITERS:
                     if writer in task:
                         yield from self._of_task(task, writer, variables)
+                yield from self._of_module(task, variables)
+
+    def _of_module(self, task: dict[str, Any], variables: dict[str, Any]) -> Iterator[File]:
+        """Templates that a module of the role's own takes as text; the template's name says of what kind they are."""
+        for module, args in task.items():
+            if module not in WRITERS and module not in ("vars", "environment") and isinstance(args, dict):
+                for text in args.values():
+                    found = LOOKUP.fullmatch(text.strip("{} \n")) if isinstance(text, str) else None
+                    if found:
+                        yield File(
+                            f"/{found[1].removesuffix('.j2')}", str(self._templar(variables).template(text)), found[1]
+                        )
 
     def _of_task(self, task: dict[str, Any], writer: str, variables: dict[str, Any]) -> Iterator[File]:
         items = self._templar(variables).template(task["loop"]) if "loop" in task else [None]

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleActionFail
 
-from kit import HERE, ROOT, SITE, run_playbook
+from kit import HERE, ROOT, SITE, Environment, run_playbook
 
 PLAYBOOK = "playbooks/layers/preflight.yml"
 TWO = {"web": ["web1"], "database": ["db1"]}
@@ -44,6 +46,21 @@ def refusals(inventory: Path, *options: str) -> list[str]:
     assert "nothing was changed" in said
     assert not (inventory / "secrets").exists()
     return re.findall(r"(?m)^        - (.+)$", done.stdout)
+
+
+def inventory_problems(inventory: Path) -> list[str]:
+    """What the part that looks at the inventory alone says, without a run of a playbook."""
+    site = Environment(inventory)
+    action = object.__new__(preflight.ActionModule)
+    action._task = SimpleNamespace(args={"groups": NEEDS["preflight_groups"]})
+    try:
+        action._inventory({"groups": site.all_groups, "hostvars": site.hostvars})
+    except AnsibleActionFail as refusal:
+        assert "nothing was changed" in str(refusal)
+        return re.findall(r"(?m)^- (.+)$", str(refusal))
+    finally:
+        assert not (inventory / "secrets").exists()
+    return []
 
 
 # The sentences, one function at a time.
@@ -162,26 +179,25 @@ def test_every_problem_of_an_inventory_is_said_in_one_run(make_inventory: Callab
 
 
 def test_empty_or_missing_group_is_refused_with_its_reason(make_inventory: Callable[..., Path]) -> None:
-    [problem] = refusals(make_inventory({"web": ["web1"], "database": []}, hosts=hosts()))
+    [problem] = inventory_problems(make_inventory({"web": ["web1"], "database": []}, hosts=hosts()))
     assert problem == ("The group database has no host, and this stage needs one: PostgreSQL runs there. "
                        "Add a host to database in the inventory.")  # fmt: skip
 
 
 def test_inventory_without_the_kits_groups_is_refused(make_inventory: Callable[..., Path]) -> None:
-    said = refusals(make_inventory({"webservers": ["web1"]}, hosts=hosts()))
+    said = inventory_problems(make_inventory({"webservers": ["web1"]}, hosts=hosts()))
     assert [problem.split(",")[0] for problem in said] == [f"The group {g} has no host" for g in ("web", "database")]
 
 
 def test_host_outside_the_group_site_is_refused(make_inventory: Callable[..., Path]) -> None:
-    [problem] = refusals(make_inventory(TWO, hosts=hosts(), outside=("web",)))
+    [problem] = inventory_problems(make_inventory(TWO, hosts=hosts(), outside=("web",)))
     assert problem.startswith("web1 in group web does not belong to the group site")
     assert "List web under site's children" in problem
 
 
 def test_a_variable_of_ones_own_is_left_alone(make_inventory: Callable[..., Path]) -> None:
     settings = {**SITE, "site_slogan": "Up!", "site_own_variables": ["site_slogan"]}
-    [problem] = refusals(make_inventory(TWO, settings, hosts=hosts()))
-    assert problem.startswith("Not reachable")
+    assert inventory_problems(make_inventory(TWO, settings, hosts=hosts())) == []
 
 
 @pytest.mark.parametrize(
@@ -190,19 +206,19 @@ def test_a_variable_of_ones_own_is_left_alone(make_inventory: Callable[..., Path
 def test_tls_choice_without_what_it_needs_is_refused(
     make_inventory: Callable[..., Path], choice: str, lacks: list[str]
 ) -> None:
-    said = refusals(make_inventory(TWO, {**SITE, "site_tls": choice}, hosts=hosts()))
+    said = inventory_problems(make_inventory(TWO, {**SITE, "site_tls": choice}, hosts=hosts()))
     assert [problem.split(";")[0] for problem in said] == [
         f"site_tls is {choice}, which needs {name}" for name in lacks
     ]
 
 
 def test_a_setting_that_cannot_be_read_is_named(make_inventory: Callable[..., Path]) -> None:
-    said = refusals(make_inventory(TWO, {**SITE, "site_name": "{{ nowhere }}"}, hosts=hosts()))
+    said = inventory_problems(make_inventory(TWO, {**SITE, "site_name": "{{ nowhere }}"}, hosts=hosts()))
     assert said == ["site_name uses nowhere, which is not set on db1, web1. Set it, or correct site_name."]
 
 
 def test_a_missing_setting_is_one_problem_though_others_are_built_from_it(make_inventory: Callable[..., Path]) -> None:
-    said = refusals(make_inventory(TWO, {k: v for k, v in SITE.items() if k != "site_name"}, hosts=hosts()))
+    said = inventory_problems(make_inventory(TWO, {k: v for k, v in SITE.items() if k != "site_name"}, hosts=hosts()))
     assert len(said) == 1 and said[0].startswith("site_name is not set for db1, web1.")
 
 
@@ -226,9 +242,8 @@ def test_fitting_host_is_accepted_and_its_facts_are_kept(make_inventory: Callabl
     assert re.search(r"FACTS=\d+", done.stdout) and "changed=0" in done.stdout
 
 
-@pytest.mark.parametrize("limit", ["web", "web1"])
-def test_limit_asks_only_the_hosts_that_are_meant(make_inventory: Callable[..., Path], limit: str) -> None:
-    [problem] = refusals(make_inventory(TWO, hosts=hosts()), "--limit", f"{limit},localhost")
+def test_limit_asks_only_the_hosts_that_are_meant(make_inventory: Callable[..., Path]) -> None:
+    [problem] = refusals(make_inventory(TWO, hosts=hosts()), "--limit", "web,localhost")
     assert problem.startswith("Not reachable over SSH: web1 (")
 
 

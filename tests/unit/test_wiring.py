@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kit import FACTS, ROOT, SITE, Environment
+from kit import FACTS, ROOT, SITE, Environment, run_playbook
 
 SHAPES = {
     "one host": {"web": ["one"], "database": ["one"]},
@@ -246,3 +246,10 @@ def test_wiring_gives_every_required_variable_of_the_roles() -> None:
         if spec.get("required") and name not in given
     ]
     assert missing == []
+
+
+def test_playbooks_are_accepted_for_the_example() -> None:
+    playbooks = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("playbooks/*.yml"))
+    assert "playbooks/stage1.yml" in playbooks
+    done = run_playbook(playbooks[0], ROOT / "inventories/example", *playbooks[1:], "--syntax-check")
+    assert done.returncode == 0, done.stderr
