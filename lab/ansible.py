@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lab import inventory
 from lab.model import ROOT, Lab
 
 BIN = Path(sys.executable).parent
@@ -31,10 +30,10 @@ def surroundings(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**found, **(more or {})}
 
 
-def playbook_command(lab: Lab, stage: int, arguments: list[str]) -> list[str]:
-    """ansible-playbook with the stage's inventory and the lab's addresses."""
+def playbook_command(lab: Lab, source: Path, arguments: list[str]) -> list[str]:
+    """ansible-playbook with an inventory and the lab's addresses."""
     lab.need_control_folder()
-    sources = ["-i", str(inventory.stage_file(lab.root, stage)), "-i", str(lab.hosts_file)]
+    sources = ["-i", str(source), "-i", str(lab.hosts_file)]
     return [str(BIN / "ansible-playbook"), *sources, *arguments]
 
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import docker
+import yaml
 from docker.errors import APIError, DockerException, ImageNotFound
 from rich.markup import escape
 
@@ -101,7 +102,7 @@ def make_hosts(client: docker.DockerClient, lab: Lab, state: State, wanted: list
 def provision(lab: Lab, stage: int) -> None:
     """Run the stage's playbook; raises MachineError with the part of the output that tells why it failed."""
     log = lab.logs / f"stage{stage}.log"
-    command = ansible.playbook_command(lab, stage, [f"playbooks/stage{stage}.yml"])
+    command = ansible.playbook_command(lab, inventory.stage_file(lab.root, stage), [f"playbooks/stage{stage}.yml"])
     with step(f"Stage {stage}: ansible-playbook") as update:
         code, output = ansible.run_logged(command, log, update)
         if code != 0:
@@ -114,9 +115,12 @@ def provision(lab: Lab, stage: int) -> None:
 def site_settings(lab: Lab) -> dict:
     """The lab's site settings, for what is shown to a person; empty when there are none."""
     path = lab.root / "inventories/lab/group_vars/site.yml"
-    import yaml
-
     return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+
+
+def authority(lab: Lab) -> Path | None:
+    """The certificate of the environment's CA; None before the first run has made it."""
+    return next(iter(sorted((lab.folder / "secrets").rglob("ca.pem"))), None)
 
 
 def show(client: docker.DockerClient, lab: Lab, stage_hosts: dict[str, list[str]]) -> None:
@@ -144,10 +148,10 @@ def show(client: docker.DockerClient, lab: Lab, stage_hosts: dict[str, list[str]
 def show_site(lab: Lab, address: str) -> None:
     """Where the site answers and how to ask it with its certificate verified."""
     hostnames = site_settings(lab).get("site_hostnames") or [address]
-    authority = next(iter(sorted((lab.folder / "secrets").rglob("ca.pem"))), None)
     console.print(f"\nThe site      https://{address}/   as https://{hostnames[0]}/")
-    if authority:
-        trusted = authority.relative_to(Path.cwd()) if authority.is_relative_to(Path.cwd()) else authority
+    trusted = authority(lab)
+    if trusted:
+        trusted = trusted.relative_to(Path.cwd()) if trusted.is_relative_to(Path.cwd()) else trusted
         console.print(f"Its CA        {trusted}", soft_wrap=True)
         line = (
             f"curl --resolve {hostnames[0]}:443:{address} --cacert {shlex.quote(str(trusted))} https://{hostnames[0]}/"
@@ -222,5 +226,6 @@ def play(lab: Lab, arguments: list[str]) -> int:
     state = lab.load()
     if not lab.hosts_file.exists():
         raise MachineError(f"There is no lab {lab.name}. ./ladder up makes it.")
-    command = ansible.playbook_command(lab, state.stage or max(inventory.stages(lab.root)), arguments)
+    source = inventory.stage_file(lab.root, state.stage or max(inventory.stages(lab.root)))
+    command = ansible.playbook_command(lab, source, arguments)
     os.execve(command[0], command, ansible.surroundings())
