@@ -16,7 +16,7 @@ LINTERS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
     "yamllint": ["yamllint", "--strict", "."],
-    "ansible-lint": ["ansible-lint", "--offline", "--strict"],
+    "ansible-lint": ["ansible-lint", "--offline", "--strict", "--nocolor"],
 }
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
