@@ -1,0 +1,369 @@
+#!/usr/bin/python
+"""One read-only look at an instance: what is there, what it runs with, and what differs from what is wanted."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: postgres_state
+short_description: What a PostgreSQL instance is, and what in it differs from what is wanted
+description:
+  - Looks at the instance's directories, and asks the server over its socket as the system user postgres.
+  - Changes nothing. Passwords are compared with the stored verifiers and are neither returned nor sent to the server.
+options:
+  version:
+    description: Major version wanted.
+    type: str
+    required: true
+  cluster:
+    description: The instance's name.
+    type: str
+    required: true
+  files:
+    description: Files that the server has to be able to read (certificate, key, CA).
+    type: list
+    elements: str
+    default: []
+  drop_in:
+    description: The systemd drop-in; when it is newer than the server, a restart is pending.
+    type: str
+    default: ""
+  wanted:
+    description: What should be in it, as base64 of JSON with the keys roles, databases and privileges.
+    type: str
+    default: ""
+author: Stepladder
+"""
+
+import base64
+import glob
+import grp
+import json
+import os
+import pwd
+import re
+import subprocess
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.postgres_scram import matches
+
+ETC, LIB = "/etc/postgresql", "/var/lib/postgresql"
+FLAGS = {
+    "SUPERUSER": "rolsuper", "CREATEDB": "rolcreatedb", "CREATEROLE": "rolcreaterole", "INHERIT": "rolinherit",
+    "LOGIN": "rolcanlogin", "REPLICATION": "rolreplication", "BYPASSRLS": "rolbypassrls",
+}  # fmt: skip
+ALL = {
+    "database": ["CREATE", "CONNECT", "TEMPORARY"],
+    "schema": ["USAGE", "CREATE"],
+    "table": ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"],
+    "sequence": ["USAGE", "SELECT", "UPDATE"],
+}
+SERVER = """
+select json_build_object(
+  'server_version', current_setting('server_version'),
+  'in_recovery', pg_is_in_recovery(),
+  'checksums', current_setting('data_checksums') = 'on',
+  'started', extract(epoch from pg_postmaster_start_time()),
+  'loaded', extract(epoch from pg_conf_load_time()),
+  'pending_restart', (select coalesce(json_agg(name order by name), '[]') from pg_settings where pending_restart),
+  'roles', (select json_object_agg(rolname, json_build_object(
+      'password', rolpassword, 'connection_limit', rolconnlimit,
+      'rolsuper', rolsuper, 'rolcreatedb', rolcreatedb, 'rolcreaterole', rolcreaterole, 'rolinherit', rolinherit,
+      'rolcanlogin', rolcanlogin, 'rolreplication', rolreplication, 'rolbypassrls', rolbypassrls,
+      'settings', (select coalesce(json_agg(s), '[]') from pg_db_role_setting c, unnest(c.setconfig) s
+                   where c.setrole = a.oid and c.setdatabase = 0),
+      'member_of', (select coalesce(json_agg(g.rolname), '[]') from pg_auth_members m join pg_roles g on g.oid = m.roleid
+                    where m.member = a.oid))) from pg_authid a),
+  'databases', (select json_object_agg(datname, json_build_object(
+      'owner', pg_get_userbyid(datdba), 'encoding', pg_encoding_to_char(encoding), 'connects', datallowconn,
+      'public', exists (select from aclexplode(coalesce(datacl, acldefault('d', datdba))) x where x.grantee = 0),
+      'settings', (select coalesce(json_agg(s), '[]') from pg_db_role_setting c, unnest(c.setconfig) s
+                   where c.setdatabase = d.oid and c.setrole = 0))) from pg_database d))
+"""
+DATABASE = """
+select json_build_object(
+  'extensions', (select json_agg(extname) from pg_extension),
+  'public_creates', exists (select from pg_namespace n, aclexplode(coalesce(nspacl, acldefault('n', nspowner))) x
+      where nspname = 'public' and x.grantee = 0 and x.privilege_type = 'CREATE'),
+  'granted', json_build_array(%s))
+"""
+
+
+class Refused(Exception):
+    """What keeps the question from being answered, in words."""
+
+
+def literal(text):
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def folders(cluster):
+    """Every major version whose data or configuration stands under this instance's name."""
+    found = {}
+    for kind, pattern in (("data", LIB), ("configuration", ETC)):
+        for path in glob.glob("%s/*/%s" % (pattern, glob.escape(cluster))):
+            marker = os.path.join(path, "PG_VERSION" if kind == "data" else "postgresql.conf")
+            if os.path.exists(marker):
+                found.setdefault(path.split("/")[-2], {})[kind] = path
+    return found
+
+
+def read(path):
+    try:
+        with open(path) as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
+def data_directory(configuration, default):
+    """The data directory that postgresql.conf names; Debian writes it there for every instance."""
+    found = re.findall(r"(?m)^\s*data_directory\s*=\s*'([^']+)'", read(os.path.join(configuration, "postgresql.conf")))
+    return found[-1] if found else default
+
+
+def start_mode(configuration):
+    """auto, manual or disabled: what Debian's start.conf says about starting the instance."""
+    lines = [line.split("#")[0].strip() for line in read(os.path.join(configuration, "start.conf")).splitlines()]
+    return next((line for line in lines if line), "auto")
+
+
+def disk_mb(path):
+    """Size in MB of the file system that holds the path or its nearest existing parent."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    info = os.statvfs(path)
+    return info.f_blocks * info.f_frsize // 1024**2
+
+
+def unreadable(paths):
+    """Those of the paths that the user postgres cannot read; all that do not exist."""
+    wanted = [path for path in paths if path]
+    missing = [path for path in wanted if not os.path.exists(path)]
+    rest = [path for path in wanted if path not in missing]
+    try:
+        denied = [path for path in rest if as_postgres("test", "-r", path).returncode]
+    except (KeyError, LookupError, PermissionError):
+        denied = []
+    return missing + denied
+
+
+def as_postgres(*command, text=None):
+    """Run a program as the system user postgres; KeyError where there is none."""
+    user = pwd.getpwnam("postgres")
+    groups = os.getgrouplist("postgres", user.pw_gid)
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd="/", timeout=60,
+        user=user.pw_uid, group=grp.getgrgid(user.pw_gid).gr_gid, extra_groups=groups,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PGCONNECT_TIMEOUT": "10", "PGAPPNAME": "stepladder"},
+    )  # fmt: skip
+
+
+class Server:
+    """A running instance, asked through psql; port and socket as its own postmaster.pid says."""
+
+    def __init__(self, version, data):
+        lines = read(os.path.join(data, "postmaster.pid")).splitlines()
+        self.port = int(lines[3]) if len(lines) > 4 and lines[3].isdigit() else 0
+        self.socket = lines[4] if self.port else ""
+        self.psql = "/usr/lib/postgresql/%s/bin/psql" % version
+        self.running = bool(self.port) and os.path.exists("/proc/%s" % lines[0]) and os.path.exists(self.psql)
+
+    def ask(self, database, sql):
+        target = "dbname=%s host='%s' port=%d" % (
+            "'" + database.replace("\\", "\\\\").replace("'", "\\'") + "'", self.socket, self.port,
+        )  # fmt: skip
+        done = as_postgres(self.psql, "-XqAtw", "-v", "ON_ERROR_STOP=1", "-d", target, text=sql)
+        if done.returncode:
+            raise Refused("the server on port %d did not answer: %s" % (self.port, done.stderr.strip()))
+        return json.loads(done.stdout)
+
+
+def role_differs(wanted, found):
+    """Whether a role is not as listed (its memberships apart)."""
+    if found is None:
+        return True
+    flags = [str(flag).upper() for flag in wanted.get("attributes") or []]
+    if not {"LOGIN", "NOLOGIN"} & set(flags):
+        flags.append("LOGIN")
+    for flag in flags:
+        on = flag not in ("NOINHERIT",) and not (flag.startswith("NO") and flag[2:] in FLAGS)
+        name = flag if on else flag[2:]
+        if name in FLAGS and found[FLAGS[name]] != on:
+            return True
+    if wanted.get("password") and not matches(str(wanted["password"]), found["password"]):
+        return True
+    limit = wanted.get("connection_limit")
+    if limit is not None and limit != found["connection_limit"]:
+        return True
+    return bool(settings_missing(wanted.get("settings"), found["settings"]))
+
+
+def shown(value):
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def settings_missing(wanted, found):
+    have = dict(item.split("=", 1) for item in found)
+    return {name: value for name, value in (wanted or {}).items() if have.get(name.lower()) != shown(value)}
+
+
+def privilege_sql(item):
+    """A boolean SQL expression: the role has all of these privileges."""
+    kind, role = item.get("type", "database"), literal(item["role"])
+    words = [str(word).upper() for word in item["privileges"]]
+    words = ALL.get(kind, words) if words == ["ALL"] else words
+    schema, objects = literal(item.get("schema") or "public"), item.get("objects") or []
+    if kind == "database":
+        tests = ["has_database_privilege(%s, current_database(), %s)" % (role, literal(word)) for word in words]
+    elif kind == "schema":
+        tests = ["has_schema_privilege(%s, n.oid, %s)" % (role, literal(word)) for word in words]
+        names = ", ".join(literal(name) for name in objects or ["public"])
+        return "(select count(*) = %d and coalesce(bool_and(%s), false) from pg_namespace n where nspname in (%s))" % (
+            len(objects or ["public"]), " and ".join(tests), names,
+        )  # fmt: skip
+    elif kind in ("table", "sequence"):
+        kinds = "'r', 'p', 'v', 'm', 'f'" if kind == "table" else "'S'"
+        tests = ["has_%s_privilege(%s, c.oid, %s)" % (kind, role, literal(word)) for word in words]
+        everything = objects in ([], ["ALL_IN_SCHEMA"])
+        names = "" if everything else " and relname in (%s)" % ", ".join(literal(name) for name in objects)
+        return "(select %s coalesce(bool_and(%s), true) from pg_class c where relkind in (%s) and relnamespace = %s%s)" % (
+            "" if everything else "count(*) = %d and" % len(objects), " and ".join(tests), kinds,
+            "(select oid from pg_namespace where nspname = %s)" % schema, names,
+        )  # fmt: skip
+    else:
+        tests = []
+        for name in objects or ["TABLES"]:
+            code = {"TABLES": "r", "SEQUENCES": "S"}[name]
+            meant = ALL["table" if code == "r" else "sequence"] if words == ["ALL"] else words
+            for word in meant:
+                tests.append(
+                    "exists (select from pg_default_acl d, aclexplode(defaclacl) x where pg_get_userbyid(defaclrole) = %s"
+                    " and defaclnamespace = (select oid from pg_namespace where nspname = %s) and defaclobjtype = '%s'"
+                    " and pg_get_userbyid(x.grantee) = %s and x.privilege_type = %s)"
+                    % (literal(item.get("owner") or "postgres"), schema, code, role, literal(word))
+                )
+    return "(%s)" % " and ".join(tests)
+
+
+def inside(server, state, params):
+    """What differs inside the databases: extensions, who may create in public, privileges."""
+    result = {"extensions": [], "public_schemas": [], "privileges": []}
+    names = {item["name"] for item in params["databases"]} | {item["database"] for item in params["privileges"]}
+    for name in sorted(names):
+        wanted = [item for item in params["databases"] if item["name"] == name]
+        extensions = [e for item in wanted for e in item.get("extensions") or []]
+        asked = [(i, item) for i, item in enumerate(params["privileges"]) if item["database"] == name]
+        there = name in state["databases"]
+        known = [(i, item) for i, item in asked if item["role"] in state["roles"]]
+        answer = {"extensions": [], "public_creates": True, "granted": []}
+        if there:
+            answer = server.ask(name, DATABASE % ", ".join(privilege_sql(item) for _, item in known))
+        granted = {i for (i, _), has in zip(known, answer["granted"]) if has}
+        result["extensions"] += [
+            {"database": name, "name": e} for e in extensions if e not in (answer["extensions"] or [])
+        ]
+        if wanted and answer["public_creates"]:
+            result["public_schemas"].append(name)
+        result["privileges"] += [i for i, _ in asked if i not in granted]
+    return result
+
+
+def differences(server, state, params):
+    """Everything in the server that is not as wanted, as lists of names (or of indexes into the privileges)."""
+    roles, databases = state["roles"], state["databases"]
+    present = [item for item in params["roles"] if item.get("state", "present") == "present"]
+    found = {
+        "roles": [item["name"] for item in present if role_differs(item, roles.get(item["name"]))],
+        "absent_roles": [
+            item["name"] for item in params["roles"] if item.get("state") == "absent" and item["name"] in roles
+        ],
+        "memberships": [
+            {"role": item["name"], "groups": missing}
+            for item in present
+            for missing in [
+                [g for g in item.get("member_of") or [] if g not in roles.get(item["name"], {}).get("member_of", [])]
+            ]
+            if missing
+        ],
+        "databases": [
+            item["name"]
+            for item in params["databases"]
+            if item["name"] not in databases or (item.get("owner") or "postgres") != databases[item["name"]]["owner"]
+        ],
+        "public_databases": [
+            item["name"] for item in params["databases"] if databases.get(item["name"], {"public": True})["public"]
+        ],
+        "database_settings": [
+            {"database": item["name"], "name": name, "value": shown(value)}
+            for item in params["databases"]
+            for name, value in settings_missing(
+                item.get("settings"), databases.get(item["name"], {"settings": []})["settings"]
+            ).items()
+        ],
+    }
+    found.update(inside(server, state, params))
+    return found
+
+
+def look(params):
+    version, cluster = params["version"], params["cluster"]
+    found = folders(cluster)
+    configuration = "%s/%s/%s" % (ETC, version, cluster)
+    data = data_directory(configuration, "%s/%s/%s" % (LIB, version, cluster))
+    result = {
+        "configured": os.path.exists(os.path.join(configuration, "postgresql.conf")),
+        "data_directory": data,
+        "data_version": read(os.path.join(data, "PG_VERSION")).strip(),
+        "other_versions": sorted(other for other, kinds in found.items() if other != version and "data" in kinds),
+        "disk_mb": disk_mb(data),
+        "installed": os.path.exists("/usr/lib/postgresql/%s/bin/postgres" % version),
+        "start": start_mode(configuration),
+        "unreadable": unreadable(params["files"]),
+        "running": False, "in_recovery": False, "checksums": True, "port": 0, "socket": "",
+        "stale": False, "pending_restart": [], "differs": {}, "roles_present": [], "databases_present": {},
+    }  # fmt: skip
+    server = Server(version, data)
+    if not server.running:
+        return result
+    state = server.ask("postgres", SERVER)
+    files = glob.glob(configuration + "/*.conf") + glob.glob(configuration + "/conf.d/*.conf") + params["files"]
+    changed = max(os.stat(path).st_mtime for path in files if path and os.path.exists(path))
+    pending = list(state["pending_restart"])
+    if params["drop_in"] and os.path.exists(params["drop_in"]) and os.stat(params["drop_in"]).st_mtime > state["started"]:
+        pending.append("systemd's limits and sandbox")
+    result.update(
+        running=True, port=server.port, socket=server.socket, server_version=state["server_version"],
+        in_recovery=state["in_recovery"], checksums=state["checksums"], started=state["started"],
+        stale=changed > state["loaded"], pending_restart=pending,
+        roles_present=sorted(state["roles"]),
+        databases_present={name: item["encoding"] for name, item in state["databases"].items()},
+        differs=differences(server, state, params),
+    )  # fmt: skip
+    return result
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "version": {"type": "str", "required": True},
+            "cluster": {"type": "str", "required": True},
+            "files": {"type": "list", "elements": "str", "default": []},
+            "drop_in": {"type": "str", "default": ""},
+            # Packed and no_log: modules write their arguments to the host's journal, and these carry passwords.
+            # (no_log on the single passwords would also blank their text out of everything that is returned.)
+            "wanted": {"type": "str", "default": "", "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    nothing = {"roles": [], "databases": [], "privileges": []}
+    packed = module.params["wanted"]
+    wanted = {**nothing, **(json.loads(base64.b64decode(packed)) if packed else {})}
+    try:
+        result = look({**module.params, **wanted})
+    except Refused as refusal:
+        module.fail_json(msg="postgres: %s" % refusal)
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()
