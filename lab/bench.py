@@ -54,7 +54,8 @@ def run(lab: Lab, debian: str) -> int:
         measured += transactions(container)
     finally:
         rows = [[item.what, item.value, item.against] for item in measured]
-        console.print(table(f"Stage 1 on one host, Debian {debian}", ["what", "measured", "against"], rows))
+        console.print(f"\nStage 1 on one host, Debian {debian}")
+        console.print(table(["what", "measured", "against"], rows))
         hosts.remove_lab(client, own.name)
         own.forget()
     return 0

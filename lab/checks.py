@@ -39,7 +39,7 @@ def run(lab: Lab, part: str | None, name: str | None, debian: str) -> int:
             results.add(chosen, time.monotonic() - started, False, "could not run")
     if not results.items:
         results.add("selection", 0.0, False, f"nothing has {name} in its name")
-    console.print(results_table("Tests", results))
+    console.print(results_table(results))
     console.print(results.closing_line(), markup=False)
     return 1 if results.failed else 0
 

@@ -133,8 +133,8 @@ def show(client: docker.DockerClient, lab: Lab, stage_hosts: dict[str, list[str]
         status = container.status if container else "not there"
         colour = "green" if status == "running" else "red"
         rows.append([host, state.addresses.get(host, ""), ", ".join(groups), f"[{colour}]{status}[/{colour}]"])
-    title = f"{lab.name}: stage {state.stage or '-'}, Debian {state.debian or '-'}, {state.subnet}"
-    console.print(table(title, ["host", "address", "groups", "state"], rows))
+    console.print(f"\nLab {lab.name}: stage {state.stage or '-'}, Debian {state.debian or '-'}, network {state.subnet}")
+    console.print(table(["host", "address", "groups", "state"], rows))
     web = next((host for host, groups in stage_hosts.items() if "web" in groups), None)
     if web and web in state.addresses and state.stage:
         show_site(lab, state.addresses[web])

@@ -55,8 +55,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s"
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold")
+def table(columns: list[str], rows: list[list[str]]) -> Table:
+    made = Table()
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
@@ -64,12 +64,12 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     return made
 
 
-def results_table(title: str, results: Results) -> Table:
+def results_table(results: Results) -> Table:
     rows = [
         [escape(item.name), "passed" if item.passed else "[red]failed[/red]", duration(item.seconds), escape(item.note)]
         for item in results.items
     ]
-    return table(title, ["step", "result", "time", "remark"], rows)
+    return table(["step", "result", "time", "remark"], rows)
 
 
 @contextmanager
