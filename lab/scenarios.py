@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -93,7 +94,8 @@ class Runner:
 
     def __init__(self, client: docker.DockerClient, lab: Lab, debian: str, artifacts: Path) -> None:
         self.client, self.debian, self.artifacts = client, debian, artifacts
-        self.logs, self.prefix = lab.logs, lab.name
+        self.logs = lab.logs
+        self.prefix = f"l{hashlib.sha256(lab.name.encode()).hexdigest()[:5]}"
 
     def state(self, scenario: str) -> Path:
         """Where molecule remembers what it has made."""
@@ -101,6 +103,7 @@ class Runner:
 
     def environment(self, scenario: str) -> dict[str, str]:
         return {
+            "COLUMNS": "250",  # molecule breaks lines there, in the middle of what is read afterwards
             "STEPLADDER_DEBIAN": self.debian,
             # Names of its own: a scenario that someone keeps for trying things out is left alone.
             "STEPLADDER_SCENARIO": f"{self.prefix}-{scenario}",
