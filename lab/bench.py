@@ -47,15 +47,16 @@ def run(lab: Lab, debian: str) -> int:
     own.forget()
     measured: list[Measured] = []
     try:
-        measured += from_nothing(client, own, debian)
+        measured += from_nothing(client, own, debian, lab.logs)
         measured += no_change(own, lab.logs)
         container = hosts.find_hosts(client, own.name)[HOST]
         measured += requests(container, commands.site_settings(own))
         measured += transactions(container)
     finally:
         rows = [[item.what, item.value, item.against] for item in measured]
-        console.print(f"\nStage 1 on one host, Debian {debian}")
-        console.print(table(["what", "measured", "against"], rows))
+        if rows:
+            console.print(f"\nStage 1 on one host, Debian {debian}")
+            console.print(table(["what", "measured", "against"], rows))
         hosts.remove_lab(client, own.name)
         own.forget()
     return 0
@@ -65,7 +66,7 @@ def source(lab: Lab) -> Path:
     return lab.root / "inventories/lab/bench.yml"
 
 
-def from_nothing(client: docker.DockerClient, lab: Lab, debian: str) -> list[Measured]:
+def from_nothing(client: docker.DockerClient, lab: Lab, debian: str, logs: Path) -> list[Measured]:
     """Seconds from no host at all until the site answers over HTTPS with its certificate verified.
 
     The image and the package caches are there; what the caches lack is fetched and counts.
@@ -74,7 +75,7 @@ def from_nothing(client: docker.DockerClient, lab: Lab, debian: str) -> list[Mea
     started = time.monotonic()
     state = State(debian=debian)
     commands.make_hosts(client, lab, state, list(inventory.read_hosts(source(lab))))
-    play(lab, lab.logs.parent.parent / "bench-first.log")
+    play(lab, logs / "bench-first.log")
     state.stage = 1
     lab.save(state)
     answer(lab, state.addresses[HOST])
