@@ -203,7 +203,7 @@ def shown(value):
 
 
 def settings_missing(wanted, found):
-    have = dict(item.split("=", 1) for item in found)
+    have = {name.lower(): value for name, value in (item.split("=", 1) for item in found)}
     return {name: value for name, value in (wanted or {}).items() if have.get(name.lower()) != shown(value)}
 
 
@@ -258,7 +258,7 @@ def inside(server, state, params):
         answer = {"extensions": [], "public_creates": True, "granted": []}
         if there:
             answer = server.ask(name, DATABASE % ", ".join(privilege_sql(item) for _, item in known))
-        granted = {i for (i, _), has in zip(known, answer["granted"]) if has}
+        granted = {i for (i, _), has in zip(known, answer["granted"], strict=False) if has}
         result["extensions"] += [
             {"database": name, "name": e} for e in extensions if e not in (answer["extensions"] or [])
         ]
@@ -329,7 +329,11 @@ def look(params):
     files = glob.glob(configuration + "/*.conf") + glob.glob(configuration + "/conf.d/*.conf") + params["files"]
     changed = max(os.stat(path).st_mtime for path in files if path and os.path.exists(path))
     pending = list(state["pending_restart"])
-    if params["drop_in"] and os.path.exists(params["drop_in"]) and os.stat(params["drop_in"]).st_mtime > state["started"]:
+    if (
+        params["drop_in"]
+        and os.path.exists(params["drop_in"])
+        and os.stat(params["drop_in"]).st_mtime > state["started"]
+    ):
         pending.append("systemd's limits and sandbox")
     result.update(
         running=True, port=server.port, socket=server.socket, server_version=state["server_version"],

@@ -25,7 +25,9 @@ def prepared(password: str) -> bytes:
     if password.isascii():
         return raw
     mapped = "".join(
-        " " if stringprep.in_table_c12(c) else c for c in password if not stringprep.in_table_b1(c) or stringprep.in_table_c12(c)
+        " " if stringprep.in_table_c12(c) else c
+        for c in password
+        if not stringprep.in_table_b1(c) or stringprep.in_table_c12(c)
     )
     text = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
     if not text or any(table(c) for c in text for table in PROHIBITED):

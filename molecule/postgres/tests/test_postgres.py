@@ -1,0 +1,332 @@
+"""What the role promises, asked of a running instance: who gets in, what it runs with, when it restarts."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+HERE = Path(__file__).resolve().parents[1]
+VERSION = {"12": "15", "13": "17"}[os.environ.get("STEPLADDER_DEBIAN", "13")]
+UNIT = f"postgresql@{VERSION}-main.service"
+DATA = f"/var/lib/postgresql/{VERSION}/main"
+LOG = f"/var/log/postgresql/postgresql-{VERSION}-main.log"
+TLS = "/etc/stepladder/tls"
+GIVEN = yaml.safe_load((HERE / "vars/main.yml").read_text())
+# The scenario's file writes {{ as an expression, so that Ansible leaves it alone.
+PASSWORDS = {r["name"]: r["password"].replace("{{ '{{' }}", "{{") for r in GIVEN["postgres_roles"] if "password" in r}
+LOCAL = {
+    "fail",
+    "debug",
+    "include_role",
+    "include_tasks",
+    "import_tasks",
+    "validate_argument_spec",
+    "gather_facts",
+    "setup",
+}
+
+
+def sql(host: Any, text: str, database: str = "postgres", port: int = 5432) -> str:
+    command = "runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -p %s -d %s -c %s"
+    done = host.run(command, str(port), database, text)
+    assert done.rc == 0, done.stderr
+    return str(done.stdout.strip())
+
+
+def connect(host: Any, user: str, password: str = "", **words: str) -> Any:
+    """One connection with verify-full unless told otherwise; the result of `select current_user`."""
+    options = {
+        "host": "db.test", "port": "5432", "dbname": "shop", "user": f"'{user}'", "sslmode": "verify-full",
+        "sslrootcert": f"{TLS}/ca.pem", **words,
+    }  # fmt: skip
+    target = " ".join(f"{name}={value}" for name, value in options.items())
+    return host.run("env PGPASSWORD=%s psql -XAtw -d %s -c 'select current_user'", password, target)
+
+
+def play(*words: str, check: bool = False, **variables: Any) -> dict[str, Any]:
+    """Run the role again with other values: {rc, changed, calls (remote ones), words (all messages), output}."""
+    environment = {
+        **os.environ, "ANSIBLE_CONFIG": str(HERE.parents[1] / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_ROLES_PATH": str(HERE.parents[1] / "roles"),
+    }  # fmt: skip
+    command = [
+        "ansible-playbook",
+        "-i",
+        os.environ["MOLECULE_INVENTORY_FILE"],
+        str(HERE / "again.yml"),
+        "-e",
+        json.dumps(variables),
+    ]
+    done = subprocess.run(
+        [*command, *words, *(["--check", "--diff"] if check else [])],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    results = [(t["task"]["name"], r) for p in report["plays"] for t in p["tasks"] for r in t["hosts"].values()]
+    ran = [(name, r) for name, r in results if not r.get("skipped")]
+    [stats] = report["stats"].values()
+    return {
+        "rc": done.returncode,
+        "changed": stats["changed"],
+        "calls": [name for name, r in ran if r.get("action", "").split(".")[-1] not in LOCAL],
+        "tasks": [name for name, r in ran if r.get("changed")],
+        "words": " ".join(str(r.get("msg", "")) for _, r in ran),
+        "output": done.stdout + done.stderr,
+    }
+
+
+def started(host: Any) -> str:
+    return sql(host, "select pg_postmaster_start_time()")
+
+
+@pytest.fixture
+def restored() -> Any:
+    """Put the instance back as the scenario made it, whatever the test did."""
+    yield
+    assert play()["rc"] == 0
+
+
+def test_clients_get_in_over_verified_tls_with_odd_passwords(host: Any) -> None:
+    for user in ("shop", "Odd name"):
+        done = connect(host, user, PASSWORDS[user])
+        assert (done.stdout.strip(), done.rc) == (user, 0), done.stderr
+    done = connect(
+        host, "monitor", PASSWORDS["monitor"], host="127.0.0.1", dbname="postgres", sslmode="disable", sslrootcert=""
+    )
+    assert done.stdout.strip() == "monitor", done.stderr
+    assert sql(host, "select count(*) from pg_authid where rolpassword not like 'SCRAM-SHA-256$%'") == "0"
+
+
+def test_a_client_certificate_is_enough_for_a_role_that_asks_for_one(host: Any) -> None:
+    files = {"sslcert": f"{TLS}/reader.pem", "sslkey": f"{TLS}/reader.key"}
+    assert connect(host, "reader", **files).stdout.strip() == "reader"
+    assert connect(host, "reader").rc != 0
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ({"sslmode": "disable"}, "no encryption"),
+        ({"password": "wrong"}, "password authentication failed"),
+        ({"dbname": "postgres"}, "no pg_hba.conf entry"),
+        ({"user": "monitor"}, "no pg_hba.conf entry"),
+        ({"host": "127.0.0.1", "sslmode": "require", "sslrootcert": ""}, "no pg_hba.conf entry"),
+        ({"host": "localhost"}, "does not match host name"),
+        (
+            {"ssl_max_protocol_version": "TLSv1.1", "ssl_min_protocol_version": "TLSv1.1"},
+            "SSL error|protocol version|no protocols",
+        ),
+    ],
+)
+def test_others_are_refused(host: Any, words: dict[str, str], reason: str) -> None:
+    words = {"user": "shop", "password": PASSWORDS["shop"], **words}
+    done = connect(host, **words)
+    assert done.rc != 0 and re.search(reason, done.stderr), done.stderr
+
+
+def test_nobody_enters_a_database_without_the_right(host: Any) -> None:
+    assert sql(host, "select has_database_privilege('monitor', 'shop', 'CONNECT')") == "f"
+    assert sql(host, "select has_database_privilege('reader', 'shop', 'CONNECT')") == "t"
+    assert sql(host, "select has_schema_privilege('reader', 'public', 'CREATE')", "shop") == "f"
+
+
+def test_future_tables_are_readable_by_the_reader(host: Any) -> None:
+    made = "set role shop; create table if not exists made_later (id int); reset role;"
+    assert sql(host, made + " select has_table_privilege('reader', 'made_later', 'SELECT')", "shop") == "t"
+
+
+def test_settings_in_effect_are_what_the_share_says(host: Any) -> None:
+    shown = {
+        "shared_buffers": "200MB", "effective_cache_size": "600MB", "work_mem": "6553kB", "maintenance_work_mem": "50MB",
+        "max_connections": "50", "max_wal_size": "1GB", "wal_level": "replica", "wal_log_hints": "on", "max_wal_senders": "10",
+        "data_checksums": "on", "password_encryption": "scram-sha-256", "ssl": "on", "ssl_min_protocol_version": "TLSv1.2",
+        "archive_mode": "on", "random_page_cost": "1.1", "huge_pages": "try", "server_encoding": "UTF8",
+    }  # fmt: skip
+    assert {name: sql(host, f"show {name}") for name in shown} == shown
+    assert sql(host, "select count(*) from pg_settings where pending_restart") == "0"
+    assert sql(host, "select datcollate from pg_database where datname = 'shop'").lower() == "c.utf-8"
+
+
+def test_roles_and_databases_have_their_own_settings(host: Any) -> None:
+    shown = "select current_setting('statement_timeout') || ' ' || current_setting('TimeZone')"
+    target = f"host=db.test dbname=shop user=shop sslmode=verify-full sslrootcert={TLS}/ca.pem"
+    done = host.run("env PGPASSWORD=%s psql -XAtw -d %s -c %s", PASSWORDS["shop"], target, shown)
+    assert done.stdout.strip() == "30s UTC"
+    assert sql(host, "select rolconnlimit from pg_roles where rolname = 'shop'") == "40"
+
+
+def test_extensions_and_statistics_work(host: Any) -> None:
+    assert sql(host, "select count(*) from pg_extension where extname in ('pg_trgm', 'btree_gist')", "shop") == "2"
+    sql(host, "select 4711 as statistics_probe")
+    assert int(sql(host, "select count(*) from pg_stat_statements where query like '%statistics_probe%'")) >= 1
+    sql(host, "select pg_sleep(1.1)")
+    log = host.check_output(f"tail -n 30 {LOG}")
+    assert "Query Text: select pg_sleep(1.1)" in log and re.search(r"\[\d+\] postgres@postgres/psql LOG:", log)
+
+
+def test_second_instance_stands_apart(host: Any) -> None:
+    assert sql(host, "show shared_buffers", port=5433) == "50MB"
+    assert sql(host, "select count(*) from pg_database where datname = 'shop'", port=5433) == "0"
+    done = connect(
+        host,
+        "shop",
+        PASSWORDS["shop"],
+        host="/run/postgresql",
+        port="5433",
+        dbname="other",
+        sslmode="disable",
+        sslrootcert="",
+    )
+    assert done.stdout.strip() == "shop", done.stderr
+
+
+def test_files_and_process_belong_to_whom_they_should(host: Any) -> None:
+    folder = f"/etc/postgresql/{VERSION}/main"
+    for name in (f"{folder}/pg_hba.conf", f"{folder}/conf.d/10-stepladder.conf"):
+        file = host.file(name)
+        assert (file.user, file.group, file.mode) == ("root", "postgres", 0o640)
+    score = host.check_output(f"systemd-analyze security {UNIT} --no-pager | tail -n 1")
+    assert float(re.search(r"(\d+\.\d)", score)[1]) <= 3.0, score  # type: ignore[index]
+    assert host.check_output(f"systemctl show -p LimitNOFILE --value {UNIT}") == "65536"
+
+
+def test_a_run_that_changes_nothing_restarts_nothing_in_few_calls(host: Any) -> None:
+    before, loaded = started(host), sql(host, "select pg_conf_load_time()")
+    run = play()
+    assert (run["rc"], run["changed"]) == (0, 0), run["tasks"]
+    assert len(run["calls"]) <= 4, run["calls"]
+    assert (started(host), sql(host, "select pg_conf_load_time()")) == (before, loaded)
+    checked = play(check=True)
+    assert (checked["rc"], checked["changed"]) == (0, 0), checked["tasks"]
+
+
+def test_a_reloadable_setting_reloads(host: Any, restored: None) -> None:
+    before = started(host)
+    run = play(postgres_settings={"log_temp_files": "20MB"})
+    assert run["rc"] == 0 and sql(host, "show log_temp_files") == "20MB"
+    assert started(host) == before
+
+
+def test_a_restart_setting_restarts_once_and_never_says_what_waits(host: Any, restored: None) -> None:
+    before = started(host)
+    run = play(postgres_max_connections=60, postgres_restart="never")
+    assert run["rc"] == 0 and "max_connections" in run["words"] and "only after a restart" in run["words"]
+    assert (started(host), sql(host, "show max_connections")) == (before, "50")
+    assert "max_connections" in play(postgres_max_connections=60, postgres_restart="never")["words"]
+    run = play(postgres_max_connections=60)
+    after = started(host)
+    assert run["rc"] == 0 and after != before and sql(host, "show max_connections") == "60"
+    assert play(postgres_max_connections=60)["changed"] == 0 and started(host) == after
+
+
+def test_a_wrong_setting_is_refused_and_put_back(host: Any) -> None:
+    for values in ({"work_mam": "5MB"}, {"random_page_cost": "dear"}):
+        run = play(postgres_settings=values)
+        assert run["rc"] != 0 and "put back" in run["output"], run["output"][-2000:]
+    access = [{"type": "hostssl", "database": "shop", "user": "shop", "address": "no/network"}]
+    run = play(postgres_access=access)
+    assert run["rc"] != 0 and "put back" in run["output"], run["output"][-2000:]
+    assert connect(host, "shop", PASSWORDS["shop"]).rc == 0
+    assert play()["changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"postgres_access": [{"database": "a", "user": "a", "address": "10.0.0.0/8", "method": m}]}, f"the method {m}")
+        for m in ("trust", "md5", "password")
+    ]
+    + [
+        ({"postgres_access": [{"type": "host", "database": "a", "user": "a", "address": "10.0.0.0/8"}]}, "not TLS"),
+        ({"postgres_tls_key": "/nowhere.key"}, "/nowhere.key is not there"),
+        ({"postgres_tls_certificate": ""}, "postgres_tls_certificate or postgres_tls_key is empty"),
+        ({"postgres_max_connections": 5000}, "max_connections 5000 x work_mem 1 MB"),
+        ({"postgres_settings": {"work_mem": "1GB"}}, "more than postgres_memory_mb"),
+        ({"postgres_roles": [{"name": "shop", "password": "a\nb"}]}, "line break"),
+        ({"postgres_version": "9.6"}, "15 and later"),
+    ],
+)
+def test_impossible_input_is_refused(values: dict[str, Any], sentence: str) -> None:
+    run = play(**values)
+    assert run["rc"] != 0 and sentence in run["words"], run["words"]
+    assert run["changed"] == 0
+
+
+def test_another_major_version_is_refused_and_the_data_stays(host: Any) -> None:
+    before = started(host)
+    other = "16"
+    run = play(postgres_version=other)
+    assert run["rc"] != 0 and run["changed"] == 0
+    assert f"is version {VERSION}, postgres_version asks for {other}. Nothing was changed." in run["words"]
+    assert started(host) == before and sql(host, "select count(*) from pg_database where datname = 'shop'") == "1"
+    assert not host.file(f"/etc/postgresql/{other}").exists
+
+
+def test_drift_is_found_and_mended(host: Any) -> None:
+    sql(host, "alter role shop password 'other'; alter role monitor nologin; revoke pg_monitor from monitor;")
+    sql(
+        host,
+        "drop extension btree_gist; revoke usage on schema public from reader; grant connect on database shop to public;",
+        "shop",
+    )
+    sql(host, "alter database shop set timezone to 'Europe/Berlin'")
+    run = play()
+    assert run["rc"] == 0 and len(run["tasks"]) == 6, run["tasks"]
+    assert connect(host, "shop", PASSWORDS["shop"]).rc == 0
+    assert play()["changed"] == 0
+
+
+def test_a_new_password_is_in_no_log_and_no_process_list(host: Any, restored: None) -> None:
+    secret = "Tell-tale-4711 'x' $y"
+    loud = {"log_statement": "all", "log_min_duration_statement": 0, "pg_stat_statements.track_utility": True}
+    assert play(postgres_settings=loud)["rc"] == 0
+    host.run(
+        "nohup sh -c 'for i in $(seq 400); do ps axww -o args; sleep 0.05; done > /root/ps.log' > /dev/null 2>&1 &"
+    )
+    run = play("-vvv", postgres_settings=loud, postgres_roles=[{"name": "shop", "password": secret}])
+    assert run["rc"] == 0 and connect(host, "shop", secret).rc == 0
+    stored = sql(host, "select rolpassword from pg_authid where rolname = 'shop'")
+    logs = host.check_output(f"cat {LOG} /root/ps.log; journalctl --no-pager") + run["output"]
+    logs += sql(host, "select string_agg(query, ' ') from pg_stat_statements")
+    assert "alter_probe" not in logs and "psql" in logs
+    for text in ("Tell-tale", stored.split("$")[1], stored.split(":")[-1]):
+        assert text not in logs.replace(f"rolpassword = '{stored}'", ""), text
+
+
+def test_a_standby_gets_settings_and_keeps_the_rest(host: Any) -> None:
+    host.check_output(f"runuser -u postgres -- touch {DATA}/standby.signal && systemctl restart {UNIT}")
+    try:
+        before = started(host)
+        run = play(postgres_max_connections=60, postgres_roles=[{"name": "not_on_a_standby"}])
+        assert run["rc"] == 0 and "a standby" in run["words"], run["words"]
+        assert sql(host, "select pg_is_in_recovery()") == "t" and started(host) == before
+    finally:
+        host.check_output(f"rm {DATA}/standby.signal && systemctl restart {UNIT}")
+        assert play()["rc"] == 0
+    assert sql(host, "select pg_is_in_recovery()") == "f"
+
+
+def test_it_comes_back_after_a_crash_and_a_reboot(host: Any) -> None:
+    pid = host.check_output(f"head -n 1 {DATA}/postmaster.pid")
+    host.check_output(f"kill -9 {pid}")
+    for _ in range(40):
+        time.sleep(0.5)
+        if connect(host, "shop", PASSWORDS["shop"]).rc == 0:
+            break
+    assert connect(host, "shop", PASSWORDS["shop"]).rc == 0
+    name = host.backend.host if hasattr(host.backend, "host") else host.backend.name
+    subprocess.run(["docker", "restart", "-t", "20", name], check=True, capture_output=True, timeout=90)
+    for _ in range(60):
+        time.sleep(0.5)
+        if (
+            host.run("systemctl is-active postgresql@*-second").rc == 0
+            and host.run(f"test -S /run/postgresql/.s.PGSQL.5432").rc == 0
+        ):
+            break
+    assert sql(host, "select 1") == "1" and sql(host, "select 1", port=5433) == "1"
