@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,20 +93,28 @@ def play(lab: Lab, log: Path, more: dict[str, str] | None = None) -> str:
 
 
 def answer(lab: Lab, address: str) -> None:
-    """Ask the site for its health until it answers; raises MachineError after a minute."""
+    """Ask the site for its health by its name until it answers; raises MachineError after a minute."""
     settings = commands.site_settings(lab)
+    hostname, path = settings["site_hostnames"][0], settings.get("site_health_path", "/healthz")
     context = ssl.create_default_context(cafile=str(commands.authority(lab)))
-    path = settings.get("site_health_path", "/healthz")
     deadline = time.monotonic() + 60
     while True:
         try:
-            with urllib.request.urlopen(f"https://{address}{path}", context=context, timeout=5) as response:
-                response.read()
-                return
+            status = ask(address, hostname, path, context)
         except OSError as error:
-            if time.monotonic() > deadline:
-                raise MachineError(f"https://{address}{path} does not answer: {error}") from error
-            time.sleep(0.5)
+            status = str(error)
+        if status == "200":
+            return
+        if time.monotonic() > deadline:
+            raise MachineError(f"https://{hostname}{path} at {address} does not answer as it should: {status}")
+        time.sleep(0.5)
+
+
+def ask(address: str, hostname: str, path: str, context: ssl.SSLContext) -> str:
+    """The status (200) of one request to a site that goes by another name than its address."""
+    with socket.create_connection((address, 443), timeout=5) as plain, context.wrap_socket(plain, server_hostname=hostname) as stream:
+        stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {hostname}\r\nConnection: close\r\n\r\n".encode())
+        return (stream.recv(64).decode(errors="replace").split() or ["", "nothing"])[1]
 
 
 def no_change(lab: Lab, logs: Path) -> list[Measured]:
