@@ -112,7 +112,8 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 UNITS = "/etc/systemd/system"
-JOURNAL_LINES = "40"
+# Two workers that fail at import, and the process that gives up on them, take sixty.
+JOURNAL_LINES = "100"
 # How long the old socket's queue must have been empty: a worker reads a connection it has just accepted within this.
 SETTLED_SECONDS = 0.5
 SECRET = re.compile(r"PASS|SECRET|KEY|TOKEN|DSN|CREDENTIAL|URL|AUTH", re.I)
