@@ -112,7 +112,10 @@ def answer(lab: Lab, address: str) -> None:
 
 def ask(address: str, hostname: str, path: str, context: ssl.SSLContext) -> str:
     """The status (200) of one request to a site that goes by another name than its address."""
-    with socket.create_connection((address, 443), timeout=5) as plain, context.wrap_socket(plain, server_hostname=hostname) as stream:
+    with (
+        socket.create_connection((address, 443), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=hostname) as stream,
+    ):
         stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {hostname}\r\nConnection: close\r\n\r\n".encode())
         return (stream.recv(64).decode(errors="replace").split() or ["", "nothing"])[1]
 
