@@ -39,27 +39,31 @@ def sql(host: Any, text: str, database: str = "postgres", port: int = 5432) -> s
     return str(done.stdout.strip())
 
 
-def connect(host: Any, user: str, password: str = "", **words: str) -> Any:
+def address(machine: Any) -> str:
+    return str(machine.check_output("hostname -I")).split()[0]
+
+
+def connect(machine: Any, user: str, password: str = "", **words: str) -> Any:
     """One connection with verify-full unless told otherwise; the result of `select current_user`."""
     options = {
-        "host": "db.test", "port": "5432", "dbname": "shop", "user": f"'{user}'", "sslmode": "verify-full",
+        "host": "db.test", "hostaddr": address(machine), "port": "5432", "dbname": "shop", "user": f"'{user}'", "sslmode": "verify-full",
         "sslrootcert": f"{TLS}/ca.pem", **words,
     }  # fmt: skip
-    target = " ".join(f"{name}={value}" for name, value in options.items())
-    return host.run("env PGPASSWORD=%s psql -XAtw -d %s -c 'select current_user'", password, target)
+    target = " ".join(f"{name}={value}" for name, value in options.items() if value)
+    return machine.run("env PGPASSWORD=%s psql -XAtw -d %s -c 'select current_user'", password, target)
 
 
-def play(*words: str, check: bool = False, **variables: Any) -> dict[str, Any]:
+def play(*words: str, playbook: str = "again.yml", check: bool = False, **variables: Any) -> dict[str, Any]:
     """Run the role again with other values: {rc, changed, calls (remote ones), words (all messages), output}."""
     environment = {
         **os.environ, "ANSIBLE_CONFIG": str(HERE.parents[1] / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_ROLES_PATH": str(HERE.parents[1] / "roles"),
+        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_ROLES_PATH": str(HERE.parents[1] / "roles"),
     }  # fmt: skip
     command = [
         "ansible-playbook",
         "-i",
         os.environ["MOLECULE_INVENTORY_FILE"],
-        str(HERE / "again.yml"),
+        str(HERE / playbook),
         "-e",
         json.dumps(variables),
     ]
@@ -97,7 +101,13 @@ def test_clients_get_in_over_verified_tls_with_odd_passwords(host: Any) -> None:
         done = connect(host, user, PASSWORDS[user])
         assert (done.stdout.strip(), done.rc) == (user, 0), done.stderr
     done = connect(
-        host, "monitor", PASSWORDS["monitor"], host="127.0.0.1", dbname="postgres", sslmode="disable", sslrootcert=""
+        host,
+        "monitor",
+        PASSWORDS["monitor"],
+        hostaddr="127.0.0.1",
+        dbname="postgres",
+        sslmode="disable",
+        sslrootcert="",
     )
     assert done.stdout.strip() == "monitor", done.stderr
     assert sql(host, "select count(*) from pg_authid where rolpassword not like 'SCRAM-SHA-256$%'") == "0"
@@ -116,7 +126,7 @@ def test_a_client_certificate_is_enough_for_a_role_that_asks_for_one(host: Any) 
         ({"password": "wrong"}, "password authentication failed"),
         ({"dbname": "postgres"}, "no pg_hba.conf entry"),
         ({"user": "monitor"}, "no pg_hba.conf entry"),
-        ({"host": "127.0.0.1", "sslmode": "require", "sslrootcert": ""}, "no pg_hba.conf entry"),
+        ({"hostaddr": "127.0.0.1"}, "no pg_hba.conf entry"),
         ({"host": "localhost"}, "does not match host name"),
         (
             {"ssl_max_protocol_version": "TLSv1.1", "ssl_min_protocol_version": "TLSv1.1"},
@@ -155,7 +165,7 @@ def test_settings_in_effect_are_what_the_share_says(host: Any) -> None:
 
 def test_roles_and_databases_have_their_own_settings(host: Any) -> None:
     shown = "select current_setting('statement_timeout') || ' ' || current_setting('TimeZone')"
-    target = f"host=db.test dbname=shop user=shop sslmode=verify-full sslrootcert={TLS}/ca.pem"
+    target = f"host=db.test hostaddr={address(host)} dbname=shop user=shop sslmode=verify-full sslrootcert={TLS}/ca.pem"
     done = host.run("env PGPASSWORD=%s psql -XAtw -d %s -c %s", PASSWORDS["shop"], target, shown)
     assert done.stdout.strip() == "30s UTC"
     assert sql(host, "select rolconnlimit from pg_roles where rolname = 'shop'") == "40"
@@ -178,6 +188,7 @@ def test_second_instance_stands_apart(host: Any) -> None:
         "shop",
         PASSWORDS["shop"],
         host="/run/postgresql",
+        hostaddr="",
         port="5433",
         dbname="other",
         sslmode="disable",
@@ -225,47 +236,42 @@ def test_a_restart_setting_restarts_once_and_never_says_what_waits(host: Any, re
     assert play(postgres_max_connections=60)["changed"] == 0 and started(host) == after
 
 
-def test_a_wrong_setting_is_refused_and_put_back(host: Any) -> None:
-    for values in ({"work_mam": "5MB"}, {"random_page_cost": "dear"}):
-        run = play(postgres_settings=values)
+def test_a_wrong_setting_or_rule_is_refused_and_put_back(host: Any) -> None:
+    rule = {"type": "hostssl", "database": "shop", "user": "shop", "address": "no/network"}
+    for values in ({"postgres_settings": {"work_mam": "5MB"}}, {"postgres_access": [rule]}):
+        run = play(**values)
         assert run["rc"] != 0 and "put back" in run["output"], run["output"][-2000:]
-    access = [{"type": "hostssl", "database": "shop", "user": "shop", "address": "no/network"}]
-    run = play(postgres_access=access)
-    assert run["rc"] != 0 and "put back" in run["output"], run["output"][-2000:]
     assert connect(host, "shop", PASSWORDS["shop"]).rc == 0
-    assert play()["changed"] == 0
+    assert "work_mam" not in host.file(f"/etc/postgresql/{VERSION}/main/conf.d/10-stepladder.conf").content_string
 
 
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    *(
         ({"postgres_access": [{"database": "a", "user": "a", "address": "10.0.0.0/8", "method": m}]}, f"the method {m}")
         for m in ("trust", "md5", "password")
-    ]
-    + [
-        ({"postgres_access": [{"type": "host", "database": "a", "user": "a", "address": "10.0.0.0/8"}]}, "not TLS"),
-        ({"postgres_tls_key": "/nowhere.key"}, "/nowhere.key is not there"),
-        ({"postgres_tls_certificate": ""}, "postgres_tls_certificate or postgres_tls_key is empty"),
-        ({"postgres_max_connections": 5000}, "max_connections 5000 x work_mem 1 MB"),
-        ({"postgres_settings": {"work_mem": "1GB"}}, "more than postgres_memory_mb"),
-        ({"postgres_roles": [{"name": "shop", "password": "a\nb"}]}, "line break"),
-        ({"postgres_version": "9.6"}, "15 and later"),
-    ],
-)
-def test_impossible_input_is_refused(values: dict[str, Any], sentence: str) -> None:
-    run = play(**values)
-    assert run["rc"] != 0 and sentence in run["words"], run["words"]
-    assert run["changed"] == 0
+    ),
+    ({"postgres_access": [{"type": "host", "database": "a", "user": "a", "address": "10.0.0.0/8"}]}, "not TLS"),
+    ({"postgres_access": [{"database": "a", "user": "a"}]}, "has no address"),
+    ({"postgres_tls_key": "/nowhere.key"}, "/nowhere.key is not there"),
+    ({"postgres_tls_certificate": ""}, "postgres_tls_certificate or postgres_tls_key is empty"),
+    ({"postgres_tls_ca": ""}, "postgres_tls_ca is empty"),
+    ({"postgres_max_connections": 5000}, "max_connections 5000 x work_mem 1 MB"),
+    ({"postgres_settings": {"work_mem": "1GB"}}, "more than postgres_memory_mb"),
+    ({"postgres_roles": [{"name": "shop", "password": "a\nb"}]}, "line break"),
+    ({"postgres_databases": [{"name": "shop", "owner": "shop", "encoding": "LATIN1"}]}, "has the encoding UTF8"),
+    ({"postgres_version": "9.6"}, "15 and later"),
+    ({"postgres_version": "16"}, f"is version {VERSION}, postgres_version asks for 16. Nothing was changed."),
+]
 
 
-def test_another_major_version_is_refused_and_the_data_stays(host: Any) -> None:
+def test_impossible_input_is_refused_and_the_data_stays(host: Any) -> None:
     before = started(host)
-    other = "16"
-    run = play(postgres_version=other)
-    assert run["rc"] != 0 and run["changed"] == 0
-    assert f"is version {VERSION}, postgres_version asks for {other}. Nothing was changed." in run["words"]
-    assert started(host) == before and sql(host, "select count(*) from pg_database where datname = 'shop'") == "1"
-    assert not host.file(f"/etc/postgresql/{other}").exists
+    run = play(playbook="refusals.yml", cases=[values for values, _ in REFUSED], proper_version=VERSION)
+    assert run["rc"] == 0, run["output"][-2000:]
+    for _, sentence in REFUSED:
+        assert sentence in run["words"], f"{sentence!r} is not in {run['words']}"
+    assert started(host) == before and not host.file("/etc/postgresql/16").exists
+    assert sql(host, "select count(*) from pg_database where datname = 'shop'") == "1"
 
 
 def test_drift_is_found_and_mended(host: Any) -> None:
@@ -277,7 +283,8 @@ def test_drift_is_found_and_mended(host: Any) -> None:
     )
     sql(host, "alter database shop set timezone to 'Europe/Berlin'")
     run = play()
-    assert run["rc"] == 0 and len(run["tasks"]) == 6, run["tasks"]
+    done = [task for task in run["tasks"] if "read its configuration" not in task]
+    assert run["rc"] == 0 and len(done) == 6, done
     assert connect(host, "shop", PASSWORDS["shop"]).rc == 0
     assert play()["changed"] == 0
 
@@ -290,13 +297,14 @@ def test_a_new_password_is_in_no_log_and_no_process_list(host: Any, restored: No
         "nohup sh -c 'for i in $(seq 400); do ps axww -o args; sleep 0.05; done > /root/ps.log' > /dev/null 2>&1 &"
     )
     run = play("-vvv", postgres_settings=loud, postgres_roles=[{"name": "shop", "password": secret}])
+    host.check_output("cp /root/ps.log /root/ps-of-run.log")
     assert run["rc"] == 0 and connect(host, "shop", secret).rc == 0
     stored = sql(host, "select rolpassword from pg_authid where rolname = 'shop'")
-    logs = host.check_output(f"cat {LOG} /root/ps.log; journalctl --no-pager") + run["output"]
+    logs = host.check_output(f"cat {LOG} /root/ps-of-run.log; journalctl --no-pager") + run["output"]
     logs += sql(host, "select string_agg(query, ' ') from pg_stat_statements")
-    assert "alter_probe" not in logs and "psql" in logs
+    assert "postgres -D" in logs
     for text in ("Tell-tale", stored.split("$")[1], stored.split(":")[-1]):
-        assert text not in logs.replace(f"rolpassword = '{stored}'", ""), text
+        assert text not in logs, text
 
 
 def test_a_standby_gets_settings_and_keeps_the_rest(host: Any) -> None:
@@ -326,7 +334,7 @@ def test_it_comes_back_after_a_crash_and_a_reboot(host: Any) -> None:
         time.sleep(0.5)
         if (
             host.run("systemctl is-active postgresql@*-second").rc == 0
-            and host.run(f"test -S /run/postgresql/.s.PGSQL.5432").rc == 0
+            and host.run("test -S /run/postgresql/.s.PGSQL.5432").rc == 0
         ):
             break
     assert sql(host, "select 1") == "1" and sql(host, "select 1", port=5433) == "1"

@@ -207,41 +207,52 @@ def settings_missing(wanted, found):
     return {name: value for name, value in (wanted or {}).items() if have.get(name.lower()) != shown(value)}
 
 
+# How each kind of object is found, and where its privileges are.
+GRANTS = {
+    "database": ("pg_database", "datname = current_database()", "coalesce(datacl, acldefault('d', datdba))"),
+    "schema": ("pg_namespace", "nspname in ({names})", "coalesce(nspacl, acldefault('n', nspowner))"),
+    "table": ("pg_class", "relkind in ('r', 'p', 'v', 'm', 'f')", "coalesce(relacl, acldefault('r', relowner))"),
+    "sequence": ("pg_class", "relkind = 'S'", "coalesce(relacl, acldefault('s', relowner))"),
+}
+
+
 def privilege_sql(item):
-    """A boolean SQL expression: the role has all of these privileges."""
+    """A boolean SQL expression: the role itself (not PUBLIC, not a group) has been granted all of these privileges."""
     kind, role = item.get("type", "database"), literal(item["role"])
-    words = [str(word).upper() for word in item["privileges"]]
-    words = ALL.get(kind, words) if words == ["ALL"] else words
     schema, objects = literal(item.get("schema") or "public"), item.get("objects") or []
-    if kind == "database":
-        tests = ["has_database_privilege(%s, current_database(), %s)" % (role, literal(word)) for word in words]
-    elif kind == "schema":
-        tests = ["has_schema_privilege(%s, n.oid, %s)" % (role, literal(word)) for word in words]
-        names = ", ".join(literal(name) for name in objects or ["public"])
-        return "(select count(*) = %d and coalesce(bool_and(%s), false) from pg_namespace n where nspname in (%s))" % (
-            len(objects or ["public"]), " and ".join(tests), names,
-        )  # fmt: skip
+    words = [{"TEMP": "TEMPORARY"}.get(str(word).upper(), str(word).upper()) for word in item["privileges"]]
+    if kind == "default_privs":
+        return default_privileges_sql(item, role, schema, objects or ["TABLES"], words)
+    words = ALL[kind] if words == ["ALL"] else words
+    table, condition, acl = GRANTS[kind]
+    if kind == "schema":
+        objects = objects or ["public"]
+        condition = condition.format(names=", ".join(literal(name) for name in objects))
     elif kind in ("table", "sequence"):
-        kinds = "'r', 'p', 'v', 'm', 'f'" if kind == "table" else "'S'"
-        tests = ["has_%s_privilege(%s, c.oid, %s)" % (kind, role, literal(word)) for word in words]
-        everything = objects in ([], ["ALL_IN_SCHEMA"])
-        names = "" if everything else " and relname in (%s)" % ", ".join(literal(name) for name in objects)
-        return "(select %s coalesce(bool_and(%s), true) from pg_class c where relkind in (%s) and relnamespace = %s%s)" % (
-            "" if everything else "count(*) = %d and" % len(objects), " and ".join(tests), kinds,
-            "(select oid from pg_namespace where nspname = %s)" % schema, names,
-        )  # fmt: skip
-    else:
-        tests = []
-        for name in objects or ["TABLES"]:
-            code = {"TABLES": "r", "SEQUENCES": "S"}[name]
-            meant = ALL["table" if code == "r" else "sequence"] if words == ["ALL"] else words
-            for word in meant:
-                tests.append(
-                    "exists (select from pg_default_acl d, aclexplode(defaclacl) x where pg_get_userbyid(defaclrole) = %s"
-                    " and defaclnamespace = (select oid from pg_namespace where nspname = %s) and defaclobjtype = '%s'"
-                    " and pg_get_userbyid(x.grantee) = %s and x.privilege_type = %s)"
-                    % (literal(item.get("owner") or "postgres"), schema, code, role, literal(word))
-                )
+        condition += " and relnamespace = (select oid from pg_namespace where nspname = %s)" % schema
+        objects = [] if objects == ["ALL_IN_SCHEMA"] else objects
+        if objects:
+            condition += " and relname in (%s)" % ", ".join(literal(name) for name in objects)
+    has = " and ".join(
+        "exists (select from aclexplode(%s) x where pg_get_userbyid(x.grantee) = %s and x.privilege_type = %s)"
+        % (acl, role, literal(word))
+        for word in words
+    )
+    found = "count(*) = %d and " % len(objects) if objects else ""
+    return "(select %scoalesce(bool_and(%s), true) from %s where %s)" % (found, has, table, condition)
+
+
+def default_privileges_sql(item, role, schema, objects, words):
+    tests = []
+    for name in objects:
+        code, kind = {"TABLES": ("r", "table"), "SEQUENCES": ("S", "sequence")}[name]
+        for word in ALL[kind] if words == ["ALL"] else words:
+            tests.append(
+                "exists (select from pg_default_acl, aclexplode(defaclacl) x where pg_get_userbyid(defaclrole) = %s"
+                " and defaclnamespace = (select oid from pg_namespace where nspname = %s) and defaclobjtype = '%s'"
+                " and pg_get_userbyid(x.grantee) = %s and x.privilege_type = %s)"
+                % (literal(item.get("owner") or "postgres"), schema, code, role, literal(word))
+            )
     return "(%s)" % " and ".join(tests)
 
 
