@@ -179,7 +179,7 @@ def test_service_writes_where_it_may_and_nowhere_else(host, r1):
 
 def test_sandbox_is_tight(host, r1):
     score = host.run(f"systemd-analyze security --no-pager gunicorn-x@{r1} | tail -1").stdout
-    assert float(re.search(r": ([0-9.]+)", score).group(1)) <= 2.0, score
+    assert float(re.search(r": ([0-9.]+)", score).group(1)) <= 1.5, score
 
 
 def test_errors_are_logged_with_the_requests_id(host, r1):

@@ -1,0 +1,90 @@
+"""gunicorn_switch: what decides about an instance, without systemd."""
+
+import importlib.util
+import socket
+from pathlib import Path
+
+import pytest
+
+MODULE = Path(__file__).resolve().parents[2] / "roles/gunicorn/library/gunicorn_switch.py"
+spec = importlib.util.spec_from_file_location("gunicorn_switch", MODULE)
+switch = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(switch)
+
+
+@pytest.fixture
+def site(tmp_path):
+    for folder in ("units/multi-user.target.wants", "etc/gunicorn-x", "state/gunicorn-x", "run/gunicorn-x"):
+        (tmp_path / folder).mkdir(parents=True)
+    return switch.Site("x", *(str(tmp_path / folder) for folder in ("units", "etc", "state", "run")))
+
+
+def wanted(**changes):
+    values = {"release": "r1", "unit": "unit of @INSTANCE@", "config": "config", "environment_files": []}
+    return {**values, **changes}
+
+
+def test_instance_changes_with_the_unit_the_configuration_and_the_environment_and_nothing_else(site, tmp_path):
+    environment = tmp_path / "env"
+    environment.write_text("A=1\n")
+    names = [
+        switch.Switch(site, wanted(**changes)).instance
+        for changes in ({}, {"unit": "other"}, {"config": "other"}, {"environment_files": [str(environment)]})
+    ]
+    environment.write_text("A=2\n")
+    names.append(switch.Switch(site, wanted(environment_files=[str(environment)])).instance)
+    assert len(set(names)) == 5
+    assert switch.Switch(site, wanted()).instance == names[0]
+    assert all(name.startswith("r1-") for name in names)
+
+
+def test_link_is_replaced_never_absent(site):
+    first, second = (switch.Switch(site, wanted(release=release)) for release in ("r1", "r2"))
+    first.flip()
+    assert site.linked() == first.instance
+    Path(site.run, ".live.sock.new").symlink_to("left by a killed run")
+    second.flip()
+    assert site.linked() == second.instance
+    assert [path.name for path in Path(site.run).iterdir()] == ["live.sock"]
+
+
+def test_secrets_are_masked_in_log_lines(tmp_path):
+    environment = tmp_path / "env"
+    environment.write_text("SECRET_KEY='s3cr3t'\nDJANGO_SETTINGS_MODULE=shop.settings\nAPI_TOKEN=abcdef\n")
+    lines = "s3cr3t abcdef shop.settings postgres://shop:hunter2@db/shop"
+    hidden = switch.secrets([str(environment), str(tmp_path / "gone")])
+    assert switch.masked(lines, hidden) == "******** ******** shop.settings postgres://shop:********@db/shop"
+
+
+def test_connections_that_wait_at_a_socket_are_counted(tmp_path):
+    path = str(tmp_path / "web.sock")
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        socket.socket(socket.AF_UNIX) as one,
+        socket.socket(socket.AF_UNIX) as two,
+    ):
+        server.bind(path)
+        server.listen()
+        assert switch.queue_length(path) in (0, None)
+        one.connect(path)
+        two.connect(path)
+        assert switch.queue_length(path) in (2, None)
+        server.accept()[0].close()
+        assert switch.queue_length(path) in (1, None)
+
+
+def test_missing_release_and_root_are_refused(site):
+    values = {"required_paths": ["/not/there"], "user": "root"}
+    assert "/not/there is not there" in switch.Switch(site, wanted(**values)).missing()
+    assert "as root" in switch.Switch(site, wanted(required_paths=[], user="root")).missing()
+    assert "does not exist" in switch.Switch(site, wanted(required_paths=[], user="no-such-user")).missing()
+
+
+def test_difference_is_empty_of_what_stays(site):
+    one = switch.Switch(site, wanted())
+    for path, text in one.files().items():
+        switch.write(path, text)
+    two = switch.Switch(site, wanted(config="changed"))
+    changes = {change["after_header"].rpartition(".")[2]: change for change in two.difference(one.instance)}
+    assert (changes["py"]["before"], changes["py"]["after"]) == ("config", "changed")
+    assert changes["service"]["before"] == f"unit of {one.instance}"
