@@ -45,7 +45,9 @@ class Lab:
             cwd=ROOT, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=seconds,
         )  # fmt: skip
         if check and done.returncode != 0:
-            pytest.fail(f"./ladder {' '.join(words)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}")
+            pytest.fail(
+                f"./ladder {' '.join(words)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}"
+            )
         return done
 
     def play(self, playbook: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -79,7 +81,9 @@ class Lab:
     def ca(self) -> Path:
         return next((ROOT / ".lab" / self.name).rglob("ca.pem"))
 
-    def get(self, path: str, *, data: dict | None = None, headers: dict[str, str] | None = None, name: str = SITE) -> Answer:
+    def get(
+        self, path: str, *, data: dict | None = None, headers: dict[str, str] | None = None, name: str = SITE
+    ) -> Answer:
         """Ask the site over HTTPS by its name, verified against the environment's CA and nothing else."""
         return ask(self.hosts["web1"], self.ca, path, data=data, headers=headers, name=name)
 

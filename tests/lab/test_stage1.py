@@ -29,7 +29,11 @@ def order(lab, key: str):
     lab.ladder("play", "playbooks/manage.yml", "-e", json.dumps({"command": ["seed_shop", "--products", "3"]}))
     page = lab.get("/").text
     sku = re.search(r"/products/([a-z0-9-]+)/", page, re.I).group(1)
-    return lab.get("/api/orders", data={"customer": "Ada", "items": [{"sku": sku, "quantity": 1}]}, headers={"Idempotency-Key": key})
+    return lab.get(
+        "/api/orders",
+        data={"customer": "Ada", "items": [{"sku": sku, "quantity": 1}]},
+        headers={"Idempotency-Key": key},
+    )
 
 
 def release(lab) -> str:
@@ -69,7 +73,9 @@ def test_second_run_changes_nothing(lab):
 
 def test_check_mode_on_a_provisioned_site_finds_nothing_to_change(lab):
     done = lab.play("stage1.yml", "--check", "--diff")
-    assert {host: count["changed"] for host, count in recap(done.stdout).items() if count["changed"]} == {}, done.stdout[-4000:]
+    assert {host: count["changed"] for host, count in recap(done.stdout).items() if count["changed"]} == {}, (
+        done.stdout[-4000:]
+    )
 
 
 def test_database_is_closed_to_everyone_but_the_web_host(lab):
@@ -88,7 +94,9 @@ def test_secrets_are_in_no_process_list_and_no_world_readable_file(lab):
         listed = [line for line in processes.splitlines() if password in line]
         # `e` shows root the environment of processes, where the site's own have it; arguments must not.
         assert password not in lab.ssh(host, "ps axww -o args").stdout, listed
-        found = lab.ssh(host, f"sudo grep -rlsF {password} /etc /srv /var/log /usr/local --exclude-dir=releases || true")
+        found = lab.ssh(
+            host, f"sudo grep -rlsF {password} /etc /srv /var/log /usr/local --exclude-dir=releases || true"
+        )
         for path in found.stdout.split():
             mode = lab.ssh(host, f"sudo stat -c %a {path}").stdout.strip()
             assert mode[-1] == "0", f"{path} on {host} holds the database's password and has mode {mode}"

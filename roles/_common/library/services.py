@@ -22,9 +22,11 @@ options:
         type: str
         required: true
       state:
-        description: What it should be doing. C(restarted) and C(reloaded) act on every run.
+        description:
+          - What it should be doing. C(restarted) and C(reloaded) act on every run.
+          - C(reloaded_if_running) leaves a unit alone that is not running or does not exist.
         type: str
-        choices: [started, stopped, restarted, reloaded]
+        choices: [started, stopped, restarted, reloaded, reloaded_if_running]
       enabled:
         description: Whether it starts at boot.
         type: bool
@@ -47,6 +49,9 @@ PROPERTIES = "Id,Names,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonRe
 UP = ("active", "reloading", "activating")
 # States of a unit file in which `systemctl enable` has nothing to do or cannot do anything.
 ENABLED = ("enabled", "enabled-runtime", "static", "indirect", "generated", "alias", "linked", "transient")
+STATES = ["started", "stopped", "restarted", "reloaded", "reloaded_if_running"]
+# States that a unit which does not exist is in already.
+CONTENT_WITHOUT = ("stopped", "reloaded_if_running")
 JOURNAL_LINES = "30"
 
 
@@ -119,6 +124,8 @@ def steps(wanted, now):
         verbs.append("restart" if up else "start")
     elif state == "reloaded":
         verbs.append("reload" if up else "start")
+    elif state == "reloaded_if_running" and up:
+        verbs.append("reload")
     if wanted["masked"] is True and not masked:
         verbs.append("mask")
     return verbs
@@ -141,7 +148,7 @@ def bring(units, daemon_reload, check):
         name = unit["name"]
         missing = now[name]["LoadState"] == "not-found"
         if missing and not check:
-            if unit["state"] == "stopped" and not unit["enabled"] and not unit["masked"]:
+            if unit["state"] in CONTENT_WITHOUT and not unit["enabled"] and not unit["masked"]:
                 continue
             raise Refused("%s does not exist on this host. Install what brings it before this task." % name)
         for verb in steps(unit, now[name]):
@@ -160,7 +167,7 @@ def main():
                 "required": True,
                 "options": {
                     "name": {"type": "str", "required": True},
-                    "state": {"type": "str", "choices": ["started", "stopped", "restarted", "reloaded"]},
+                    "state": {"type": "str", "choices": STATES},
                     "enabled": {"type": "bool"},
                     "masked": {"type": "bool"},
                 },
