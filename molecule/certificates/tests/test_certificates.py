@@ -92,7 +92,10 @@ def test_leaf_close_to_its_end_is_renewed_with_the_same_key_and_its_service_relo
 
 def test_new_names_make_a_new_leaf_and_leave_the_other_alone(host, restored):
     database = fingerprint(host, "database")
-    leaves = [{"name": "web", "names": ["shop.example.com"]}, {"name": "database", "names": ["db1"], "group": "ssl-cert"}]
+    leaves = [
+        {"name": "web", "names": ["shop.example.com"]},
+        {"name": "database", "names": ["db1"], "group": "ssl-cert"},
+    ]
     converge(certificates_leaves=leaves)
     assert "DNS:shop.example.com" in text(host, "web") and "www.example.com" not in text(host, "web")
     assert fingerprint(host, "database") == database

@@ -56,7 +56,9 @@ class ActionModule(ActionBase):
             result.update(self._change_with_proof(args))
         else:
             result.update(self._stage("apply", seconds=0))
-            result["msg"] = f"Applied without a second connection: this run does not use SSH but {self._connection.transport}."
+            result["msg"] = (
+                f"Applied without a second connection: this run does not use SSH but {self._connection.transport}."
+            )
         result["changed"] = not result.get("failed", False)
         return result
 
@@ -138,7 +140,9 @@ class ActionModule(ActionBase):
 
     @staticmethod
     def _refuse_unknown(args: dict[str, Any]) -> None:
-        unknown = sorted(set(args) - KEYS) + sorted({key for item in args.get("files") or [] for key in set(item) - FILE_KEYS})
+        unknown = sorted(set(args) - KEYS) + sorted(
+            {key for item in args.get("files") or [] for key in set(item) - FILE_KEYS}
+        )
         if unknown or not args.get("name") or not args.get("files") or not args.get("apply"):
             raise AnsibleActionFail(
                 f"guarded_files: needs name, files and apply; knows {', '.join(sorted(KEYS))}, and for a file "

@@ -43,7 +43,10 @@ def owner_ids(item, check):
     Raises Refused when a name does not exist and the run is for real.
     """
     ids = []
-    for key, lookup in (("owner", lambda name: pwd.getpwnam(name).pw_uid), ("group", lambda name: grp.getgrnam(name).gr_gid)):
+    for key, lookup in (
+        ("owner", lambda name: pwd.getpwnam(name).pw_uid),
+        ("group", lambda name: grp.getgrnam(name).gr_gid),
+    ):
         name = item.get(key)
         try:
             ids.append(int(name) if str(name).isdigit() else lookup(str(name)))
@@ -128,7 +131,11 @@ def run(command):
     """Run a command line without a shell; returns (exit code, its output), 127 when the program is missing."""
     try:
         done = subprocess.run(
-            shlex.split(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+            shlex.split(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
         )
     except FileNotFoundError as error:
         return 127, str(error)
@@ -194,7 +201,8 @@ class Plan:
             code, output = run(validate.replace("%s", shlex.quote(self.staged)))
             if code:
                 raise Refused(
-                    "the new %s was refused by `%s`: %s. Nothing was changed." % (self.dest, validate, output or "no words")
+                    "the new %s was refused by `%s`: %s. Nothing was changed."
+                    % (self.dest, validate, output or "no words")
                 )
 
     def discard(self):
@@ -300,7 +308,8 @@ def apply_all(changing, verify):
             code, output = run(verify)
             if code:
                 raise Refused(
-                    "`%s` refused the new configuration: %s. Every file was put back as it was." % (verify, output or "no words")
+                    "`%s` refused the new configuration: %s. Every file was put back as it was."
+                    % (verify, output or "no words")
                 )
     except BaseException:
         for plan in reversed(done):

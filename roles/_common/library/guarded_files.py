@@ -37,7 +37,11 @@ class Refused(Exception):
 def run(command, folder=None):
     """Run a shell line; returns (exit code, output)."""
     done = subprocess.run(
-        ["/bin/sh", "-c", command], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["/bin/sh", "-c", command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     return done.returncode, done.stdout.decode("utf-8", "replace").strip()
 
@@ -110,7 +114,9 @@ class Guard:
         before, recorded = self.loaded(), (read(self.record) or b"").decode("utf-8", "replace")
         if not changing and before != recorded:
             what = "in effect (%s)" % self.payload["loaded"]
-            diffs.append({"before_header": what, "after_header": what, "before": before + "\n", "after": recorded + "\n"})
+            diffs.append(
+                {"before_header": what, "after_header": what, "before": before + "\n", "after": recorded + "\n"}
+            )
         return {
             "changed": bool(diffs) or self.pending(),
             "changed_files": [item["dest"] for item in changing],
@@ -130,7 +136,8 @@ class Guard:
             os.unlink(path)
         if code:
             raise Refused(
-                "the new %s was refused by `%s`: %s. Nothing was changed." % (item["dest"], command, output or "no words")
+                "the new %s was refused by `%s`: %s. Nothing was changed."
+                % (item["dest"], command, output or "no words")
             )
 
     def apply(self):
@@ -183,7 +190,9 @@ class Guard:
         )
         if code:
             shutil.rmtree(self.folder)
-            raise Refused("no timer could be set that would put the old configuration back: %s. Nothing was changed." % output)
+            raise Refused(
+                "no timer could be set that would put the old configuration back: %s. Nothing was changed." % output
+            )
 
     def disarm(self):
         run("systemctl stop %s.timer" % self.unit)
@@ -203,7 +212,9 @@ class Guard:
             return
         code, output = run(verify)
         if code:
-            raise Refused("`%s` refused the new configuration: %s. Everything was put back as it was." % (verify, output))
+            raise Refused(
+                "`%s` refused the new configuration: %s. Everything was put back as it was." % (verify, output)
+            )
         lines = [line.strip().lower() for line in output.splitlines()]
         for wanted in self.payload["expect"]:
             if wanted.lower() not in lines:
@@ -212,7 +223,12 @@ class Guard:
                 raise Refused(
                     "the new configuration does not take effect: `%s` says %s, not %s. Everything was put back as it was. "
                     "Look for what overrides %s."
-                    % (verify, " and ".join(found) or "nothing of it", wanted, ", ".join(i["dest"] for i in self.payload["files"][:1]))
+                    % (
+                        verify,
+                        " and ".join(found) or "nothing of it",
+                        wanted,
+                        ", ".join(i["dest"] for i in self.payload["files"][:1]),
+                    )
                 )
 
     def confirm(self):
@@ -222,7 +238,8 @@ class Guard:
             os.rename(self.folder, self.folder + ".done")
         except FileNotFoundError:
             raise Refused(
-                "%s: the proof came too late; the host's timer had put the old configuration back. Run it again." % self.name
+                "%s: the proof came too late; the host's timer had put the old configuration back. Run it again."
+                % self.name
             )
         shutil.rmtree(self.folder + ".done")
         write(self.record, self.loaded().encode("utf-8"), 0o600)

@@ -62,7 +62,10 @@ class Refused(Exception):
 def systemctl(*words):
     """Run systemctl; returns (exit code, output)."""
     done = subprocess.run(
-        ("systemctl", "--no-ask-password", *words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ("systemctl", "--no-ask-password", *words),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     return done.returncode, done.stdout.decode("utf-8", "replace").strip()
 

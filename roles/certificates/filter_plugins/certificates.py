@@ -36,7 +36,9 @@ def certificates_problems(leaves: list[dict[str, Any]]) -> list[str]:
             problems.append(f"{name} is listed twice; keep one")
         seen.add(name)
         if unknown := sorted(set(leaf) - LEAF_KEYS):
-            problems.append(f"{name} has the unknown key {', '.join(unknown)}; known are {', '.join(sorted(LEAF_KEYS))}")
+            problems.append(
+                f"{name} has the unknown key {', '.join(unknown)}; known are {', '.join(sorted(LEAF_KEYS))}"
+            )
         if not leaf.get("names") or isinstance(leaf["names"], str):
             problems.append(f"{name} needs names, a list of DNS names and addresses")
             continue
@@ -71,7 +73,11 @@ def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 
 def certificates_due(
-    leaves: list[dict[str, Any]], found: dict[str, Any], ca_text: str, renew_days: int, now: datetime.datetime | None = None
+    leaves: list[dict[str, Any]],
+    found: dict[str, Any],
+    ca_text: str,
+    renew_days: int,
+    now: datetime.datetime | None = None,
 ) -> list[dict[str, Any]]:
     """The leaves to make again, each with `reason` and `new_key`; `found` is what certificates_state returned.
 
@@ -90,7 +96,9 @@ def certificates_due(
     return due
 
 
-def _reason(leaf: dict[str, Any], state: dict[str, Any], ca: x509.Certificate, renew_days: int, now: datetime.datetime) -> str:
+def _reason(
+    leaf: dict[str, Any], state: dict[str, Any], ca: x509.Certificate, renew_days: int, now: datetime.datetime
+) -> str:
     """Why a leaf must be made again; empty when it is right."""
     if not state.get("certificate"):
         return "there is none"

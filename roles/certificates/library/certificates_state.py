@@ -32,7 +32,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 def public_key(*words):
     """The public key that openssl finds with these words, or None."""
-    done = subprocess.run(("openssl", *words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        ("openssl", *words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -47,7 +47,7 @@ def tree(root: Path, patterns: list[str]) -> list[str]:
 
 
 def revision_of(root: Path, files: list[str]) -> str:
-    """"p" and 12 hex digits of a hash over names, kinds, the executable bit and contents."""
+    """ "p" and 12 hex digits of a hash over names, kinds, the executable bit and contents."""
     digest = hashlib.sha256()
     for name in files:
         path = root / name

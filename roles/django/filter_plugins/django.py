@@ -44,7 +44,9 @@ def django_setting_names(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings themselves, once their names can be names in a Python file."""
     for name in settings:
         if not NAME.match(str(name)) or str(name) != str(name).upper():
-            raise AnsibleFilterError(f"django: django_settings has {name!r}, which is no setting's name. Names are upper-case.")
+            raise AnsibleFilterError(
+                f"django: django_settings has {name!r}, which is no setting's name. Names are upper-case."
+            )
     return settings
 
 
@@ -57,7 +59,9 @@ def django_environment(values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         text = "" if value is None else str(plain(value, str(name)))
         if not NAME.match(str(name)):
-            raise AnsibleFilterError(f"django: {name!r} is no name of an environment variable. Letters, digits and _ only.")
+            raise AnsibleFilterError(
+                f"django: {name!r} is no name of an environment variable. Letters, digits and _ only."
+            )
         if CONTROL.search(text):
             raise AnsibleFilterError(
                 f"django: the value of {name} has a newline or another control character in it, "
@@ -97,7 +101,9 @@ def django_command(command: Any) -> dict[str, Any]:
         return {"manage": command}
     if isinstance(command, Mapping) and len(command) == 1 and set(command) <= {"manage", "shell"}:
         return dict(command)
-    raise AnsibleFilterError(f"django: a gate or hook is a management command, or one of manage: and shell:, found {command!r}.")
+    raise AnsibleFilterError(
+        f"django: a gate or hook is a management command, or one of manage: and shell:, found {command!r}."
+    )
 
 
 class FilterModule:

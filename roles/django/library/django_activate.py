@@ -78,7 +78,9 @@ def prune(given, entries):
     base, live = given["directory"], given["release"]
     known = releases(base)
     before = [name for name in recent(entries, "release", live) if name in known]
-    never_live = sorted((name for name in known if name != live and name not in before), key=lambda n: known[n]["built"])[::-1]
+    never_live = sorted(
+        (name for name in known if name != live and name not in before), key=lambda n: known[n]["built"]
+    )[::-1]
     kept = {live, *before[:1], *given["protected"], *(before + never_live)[: max(given["keep"] - 1, 0)]}
     removed = []
     for name in sorted(os.listdir(base + "/releases")):
@@ -100,8 +102,12 @@ def activate(given):
     previous, previous_config = link_name(base + "/current"), link_name(base + "/current-config")
     if (previous, previous_config) == (release, config):
         return {"changed": False, "removed": []}
-    if not os.path.exists("%s/releases/%s/RELEASE.json" % (base, release)) or not os.path.isdir("%s/config/%s" % (base, config)):
-        raise Refused("django: the release %s with the settings %s is not on this host. Nothing was changed." % (release, config))
+    if not os.path.exists("%s/releases/%s/RELEASE.json" % (base, release)) or not os.path.isdir(
+        "%s/config/%s" % (base, config)
+    ):
+        raise Refused(
+            "django: the release %s with the settings %s is not on this host. Nothing was changed." % (release, config)
+        )
     entries = log_entries(base)
     entry = entry_of(given, previous, previous_config, entries)
     link_union("%s/releases/%s/static" % (base, release), base + "/shared/static", replace=True)

@@ -122,16 +122,23 @@ class Build:
             os.mkdir(self.tree)
             os.chown(self.tree, runner.account.pw_uid, -1)
         if not os.path.isdir(self.code):
-            raise Refused("django: the source has no directory %s. Set django_source.subdirectory." % given["subdirectory"])
+            raise Refused(
+                "django: the source has no directory %s. Set django_source.subdirectory." % given["subdirectory"]
+            )
 
     def check_out(self):
         given = self.given
         with Access(given["build_user"], self.base, given["url"], given["deploy_key"], given["known_hosts"]) as access:
             mirror = self.base + "/repository.git"
-            access.git(["clone", "--quiet", "--no-checkout", mirror, self.tree], "django: the code could not be checked out")
+            access.git(
+                ["clone", "--quiet", "--no-checkout", mirror, self.tree], "django: the code could not be checked out"
+            )
             inside = ["-C", self.tree]
             access.git([*inside, "remote", "set-url", "origin", given["url"]], "django: git refused the address")
-            access.git([*inside, "checkout", "--quiet", "--detach", given["commit"]], "django: the commit could not be checked out")
+            access.git(
+                [*inside, "checkout", "--quiet", "--detach", given["commit"]],
+                "django: the commit could not be checked out",
+            )
             if given["submodules"]:
                 access.git(
                     [*inside, "submodule", "--quiet", "update", "--init", "--recursive"],
@@ -146,15 +153,30 @@ class Build:
 
     def install(self, words, what="django: the packages could not be installed"):
         if self.uv:
-            argv = [self.uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", self.venv + "/bin/python", *words]
+            argv = [
+                self.uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--compile-bytecode",
+                "--python",
+                self.venv + "/bin/python",
+                *words,
+            ]
         else:
             argv = [self.venv + "/bin/pip", "install", "--quiet", *words]
         self.runner.must(argv, what)
 
     def make_venv(self):
         python = self.given["python"]
-        argv = [self.uv, "venv", "--quiet", "--python", python, self.venv] if self.uv else [python, "-m", "venv", self.venv]
-        self.runner.must(argv, "django: no environment could be made with %s. Set django_python to one of the host" % python)
+        argv = (
+            [self.uv, "venv", "--quiet", "--python", python, self.venv]
+            if self.uv
+            else [python, "-m", "venv", self.venv]
+        )
+        self.runner.must(
+            argv, "django: no environment could be made with %s. Set django_python to one of the host" % python
+        )
 
     def wanted(self):
         """(arguments for a first installation that asks for hashes, arguments for the rest)."""
@@ -170,7 +192,8 @@ class Build:
         project = os.path.join(self.code, "pyproject.toml")
         if os.path.exists(project):
             out = self.runner.must(
-                [self.venv + "/bin/python", "-c", PROJECT_DEPENDENCIES, project], "django: pyproject.toml could not be read"
+                [self.venv + "/bin/python", "-c", PROJECT_DEPENDENCIES, project],
+                "django: pyproject.toml could not be read",
             )
             listed = json.loads(out)
             return [], [*([self.code] if listed is None else listed), *extra]
@@ -189,9 +212,14 @@ class Build:
         if rest:
             self.install(rest)
         python = self.venv + "/bin/python"
-        packages = self.runner.must([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "django: no Python")
+        packages = self.runner.must(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "django: no Python"
+        )
         # The code is importable in whatever runs from this environment, wherever it was started.
-        self.runner.must(["sh", "-c", 'printf "%s\\n" "$1" >"$2"', "sh", self.code, packages.strip() + "/site.pth"], "django: no path")
+        self.runner.must(
+            ["sh", "-c", 'printf "%s\\n" "$1" >"$2"', "sh", self.code, packages.strip() + "/site.pth"],
+            "django: no path",
+        )
         self.runner.run([python, "-m", "compileall", "-q", self.tree])
         for line in given["after"]:
             self.runner.must(line, "django: the hook `%s` after the build failed" % line)

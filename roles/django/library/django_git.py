@@ -52,7 +52,9 @@ def resolve(access, mirror, version):
             return answer.split()[0]
         raise Refused("django: the repository has no default branch. Nothing was changed. Set django_version.")
     for name in ("refs/tags/" + version, "refs/heads/" + version, version):
-        code, out, _said = access.runner.run(["git", "-C", mirror, "rev-parse", "--verify", "--quiet", name + "^{commit}"])
+        code, out, _said = access.runner.run(
+            ["git", "-C", mirror, "rev-parse", "--verify", "--quiet", name + "^{commit}"]
+        )
         if code == 0 and COMMIT.match(out.strip()):
             return out.strip()
     raise Refused(
@@ -78,7 +80,9 @@ def main():
     if module.check_mode and not os.path.isdir(mirror):
         module.exit_json(changed=True, commit="0" * 40)
     try:
-        with Access(given["build_user"], given["directory"], given["url"], given["deploy_key"], given["known_hosts"]) as access:
+        with Access(
+            given["build_user"], given["directory"], given["url"], given["deploy_key"], given["known_hosts"]
+        ) as access:
             refresh(access, mirror, given["url"])
             module.exit_json(changed=False, commit=resolve(access, mirror, given["version"]))
     except Refused as refusal:

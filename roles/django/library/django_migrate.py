@@ -36,7 +36,9 @@ LIMITS = ("lock_timeout", "statement_timeout", "attempts", "wait")
 def record(given, applied):
     path = os.path.join(given["directory"], "releases", given["release"], "RELEASE.json")
     release = read_json(path)
-    release["migrations"] = release.get("migrations", []) + [name for name in applied if name not in release["migrations"]]
+    release["migrations"] = release.get("migrations", []) + [
+        name for name in applied if name not in release["migrations"]
+    ]
     write_json(path, release, gid=os.stat(path).st_gid)
 
 

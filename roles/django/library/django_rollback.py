@@ -35,7 +35,11 @@ def choose(entries, live, known):
         if name in known:
             return name
         lost.append(name)
-    found = "the deploy log names %s, which are not kept on this host any more" % ", ".join(lost) if lost else "there is none"
+    found = (
+        "the deploy log names %s, which are not kept on this host any more" % ", ".join(lost)
+        if lost
+        else "there is none"
+    )
     raise Refused(
         "django: no release to go back to from %s: %s. Nothing was changed. "
         "Deploy the version that you want, or raise django_keep_releases." % (live or "nothing", found)

@@ -118,7 +118,9 @@ class Runner:
         self.account = pwd.getpwnam(user)
         self.cwd, self.timeout = cwd, timeout
         forms = (str, lambda value: json.dumps(value)[1:-1], repr, lambda value: urllib.parse.quote(value, safe=""))
-        self.secrets = sorted({form(value) for value in secrets if len(value) > 3 for form in forms}, key=len, reverse=True)
+        self.secrets = sorted(
+            {form(value) for value in secrets if len(value) > 3 for form in forms}, key=len, reverse=True
+        )
         kept = {name: os.environ[name] for name in os.environ if name.lower().endswith("_proxy")}
         self.environment = dict(
             kept,

@@ -19,7 +19,9 @@ def _ports(value: Any) -> list[str]:
         ends = [first, last] if dash else [first]
         numbers = [int(end) for end in ends if re.fullmatch(r"[0-9]{1,5}", end)]
         if len(numbers) != len(ends) or isinstance(item, bool) or not all(1 <= n <= 65535 for n in numbers):
-            raise ValueError(f"the port {text}; a port is a number from 1 to 65535, a range such as \"8000-8010\", or a list")
+            raise ValueError(
+                f'the port {text}; a port is a number from 1 to 65535, a range such as "8000-8010", or a list'
+            )
         if dash and numbers[0] >= numbers[1]:
             raise ValueError(f"the port range {text}, whose end is not after its start")
         found.append("-".join(str(number) for number in numbers))
@@ -73,7 +75,9 @@ def _entry_problem(entry: dict[str, Any]) -> str:
     return ""
 
 
-def firewall_problems(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[str], interfaces: list[str]) -> list[str]:
+def firewall_problems(
+    allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[str], interfaces: list[str]
+) -> list[str]:
     """One sentence per thing that is wrong with the data; empty when nothing is."""
     problems = []
     for number, entry in enumerate(allow, 1):
