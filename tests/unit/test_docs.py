@@ -147,18 +147,25 @@ def test_settings_that_pages_name_exist() -> None:
     assert missing == []
 
 
+def facts_set_by_roles() -> set[str]:
+    """The names that the roles' set_fact tasks give to the plays that use them."""
+    tasks = [task for path in ROOT.glob("roles/*/tasks/*.yml") for task in yaml.safe_load(path.read_text()) or []]
+    return {name for task in tasks for name in task.get("ansible.builtin.set_fact") or {}}
+
+
 def test_variables_that_pages_name_exist() -> None:
     specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     known = {name for entries in specs.values() for entry in entries.values() for name in entry.get("options") or {}}
     known |= {name for path in (ROOT / "group_vars/all").glob("*.yml") for name in yaml.safe_load(path.read_text())}
+    known |= facts_set_by_roles()
     prefix = re.compile(rf"(?:{'|'.join(sorted(specs)) or '-'})_[a-z_]*[a-z]")
     missing = [
         f"{page.relative_to(ROOT)}: {code}"
         for page in pages()
         for code in re.findall(r"`([a-z_]+)(?:: [^`]*)?`", page.read_text())
         if prefix.fullmatch(code) and code not in known and not (ROOT / "roles" / code).exists()
-        and not list(ROOT.glob(f"roles/*/*/{code}.py")) and code != "django_built"
+        and not list(ROOT.glob(f"roles/*/*/{code}.py"))
     ]  # fmt: skip
     assert missing == []
 
