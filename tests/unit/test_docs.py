@@ -57,7 +57,7 @@ def broken_links(page: Path) -> Iterator[str]:
 
 def commands(text: str) -> Iterator[str]:
     """The command lines of a page's shell blocks, joined where they go on, without prompts and comments."""
-    for language, block in re.findall(r"(?ms)^```(\w*)[^\n]*\n(.*?)^```", text):
+    for language, block in re.findall(r"(?ms)^ *```(\w*)[^\n]*\n(.*?)^ *```", text):
         if language in ("sh", "bash", "shell", "console"):
             for line in block.replace("\\\n", " ").splitlines():
                 if language != "console" or line.startswith(("$ ", "# ")):
@@ -111,7 +111,7 @@ def test_commands_name_what_is_there() -> None:
 def test_files_named_in_code_marks_are_there() -> None:
     missing = []
     for page in pages():
-        made = set(re.findall(r"(?m)^(?:\$ )?cp .* (inventories/\w+)", page.read_text()))
+        made = set(re.findall(r"(?m)^\s*(?:\$ )?cp .* (inventories/\w+)", page.read_text()))
         for code in re.findall(r"`([^`\n]+)`", page.read_text()):
             for named in OWN_PATH.findall(code):
                 named = named.rstrip(".,:;")
