@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     found = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     debian = {"choices": sorted(CODENAMES), "help": "the hosts' Debian (13, or what the lab has)"}
 
-    one = found.add_parser("up", help="make the lab's hosts and run a stage on them; again to repair or to grow")
+    one = found.add_parser("up", help="make hosts and run a stage on them; again to repair or grow")
     one.add_argument(
         "stage", nargs="?", type=int, help="the stage's number (the lab's own, or the highest that exists)"
     )
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("host")
     one.add_argument("unit", nargs="?")
 
-    one = found.add_parser("play", help="ansible-playbook with the lab's inventory; all that follows is passed on")
+    one = found.add_parser("play", help="ansible-playbook with the lab's inventory and your arguments")
     one.add_argument("arguments", nargs=argparse.REMAINDER)
 
     one = found.add_parser("test", help="run the tests: all of them, or lint, unit, roles or lab")
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
     one.add_argument("--debian", **debian)
 
-    one = found.add_parser("bench", help="measure: remote calls, time from nothing, requests and transactions a second")
+    one = found.add_parser("bench", help="measure calls, times, requests and transactions a second")
     one.add_argument("--debian", **debian)
     return top
 
