@@ -40,9 +40,9 @@ def test_stopped_hosts_and_a_lost_network_are_recovered_with_their_data(lab, cli
 def test_network_that_was_only_half_made_is_made_again(client, other):
     # What an interrupted call leaves: the name and the label, and not the lab's subnet.
     client.networks.create(other.name, labels={names.LAB_LABEL: other.name})
-    state = State(subnet=str(names.free_subnet(other.name, hosts.taken_subnets(client))))
-    hosts.ensure_network(client, other, state)
-    assert hosts.subnet_of(client.networks.get(other.name)) == state.subnet
+    wanted = str(names.free_subnet(other.name, hosts.taken_subnets(client)))
+    hosts.ensure_network(client, other, State(subnet=wanted))
+    assert hosts.subnet_of(client.networks.get(other.name)) == wanted
 
 
 def test_network_of_somebody_else_is_refused_and_stays(client, other):
