@@ -7,6 +7,9 @@ import re
 from typing import Any
 
 KEYS = {"port", "proto", "from", "comment"}
+COMMENT_BYTES = 100
+# Long enough for a new SSH connection on a slow host; a rule set that locks out stays no longer than this.
+CONFIRM_SECONDS = range(5, 3601)
 INTERFACE = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 
 
@@ -56,15 +59,16 @@ def _families(sources: list[Any]) -> dict[str, list[str]]:
 
 
 def _entry_problem(entry: dict[str, Any]) -> str:
-    unknown = sorted(set(entry) - KEYS)
+    unknown = sorted(str(key) for key in set(entry) - KEYS)
     if unknown:
         return f"the unknown key {', '.join(unknown)}; it knows port, proto, from and comment"
     if "port" not in entry:
         return "no port; name the one to open"
     if entry.get("proto", "tcp") not in ("tcp", "udp"):
         return f"the proto {entry['proto']}; it is tcp or udp"
-    if re.search(r'["\\\n]', str(entry.get("comment", ""))) or len(str(entry.get("comment", ""))) > 100:
-        return "a comment with a quote, a backslash or more than 100 characters; nftables does not take it"
+    comment = str(entry.get("comment", ""))
+    if '"' in comment or "\\" in comment or not comment.isprintable() or len(comment.encode()) > COMMENT_BYTES:
+        return f"a comment with a quote, a backslash, a line break or more than {COMMENT_BYTES} bytes, which nftables refuses"
     if not isinstance(entry.get("from", []), list):
         return f"from: {entry['from']}; it is a list, [{entry['from']}]"
     try:
@@ -76,7 +80,7 @@ def _entry_problem(entry: dict[str, Any]) -> str:
 
 
 def firewall_problems(
-    allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[str], interfaces: list[str]
+    allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[str], interfaces: list[str], seconds: int
 ) -> list[str]:
     """One sentence per thing that is wrong with the data; empty when nothing is."""
     problems = []
@@ -95,6 +99,11 @@ def firewall_problems(
         for name in interfaces
         if not INTERFACE.fullmatch(name)
     ]
+    if seconds not in CONFIRM_SECONDS:
+        problems.append(
+            f"firewall_confirm_seconds is {seconds}; a host cannot wait for a confirmation shorter than "
+            f"{CONFIRM_SECONDS.start} seconds, nor should it longer than {CONFIRM_SECONDS.stop - 1}."
+        )
     return problems
 
 
