@@ -322,7 +322,7 @@ def test_it_comes_back_after_a_crash_and_a_reboot(host: Any) -> None:
         if connect(host, "shop", PASSWORDS["shop"]).rc == 0:
             break
     assert connect(host, "shop", PASSWORDS["shop"]).rc == 0
-    name = host.backend.name
+    name = host.backend.host
     for command in (["kill", "--signal", "SIGRTMIN+3"], ["wait"], ["start"]):
         subprocess.run(["docker", *command, name], check=True, capture_output=True, timeout=90)
     for _ in range(60):
