@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lab import model
+
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "shop.example.com"
 
@@ -58,24 +60,8 @@ class Lab:
 
     @property
     def hosts(self) -> dict[str, str]:
-        """Each host's address, as the lab wrote it for Ansible."""
-        done = self.ladder("play", "--list-hosts", "playbooks/layers/base.yml", seconds=60)
-        assert "web1" in done.stdout
-        import yaml
-
-        found = yaml.safe_load((ROOT / ".lab" / self.name / "hosts.yml").read_text())
-        addresses: dict[str, str] = {}
-
-        def walk(node):
-            for host, values in (node.get("hosts") or {}).items():
-                if values and "ansible_host" in values:
-                    addresses[host] = values["ansible_host"]
-            for child in (node.get("children") or {}).values():
-                walk(child or {})
-
-        for group in found.values():
-            walk(group or {})
-        return addresses
+        """Each host's address, as the lab remembers it."""
+        return model.Lab(self.name).load().addresses
 
     @property
     def ca(self) -> Path:
