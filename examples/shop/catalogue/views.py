@@ -12,7 +12,8 @@ from catalogue.uploads import RefusedUpload, accepted_name
 
 @require_safe
 def product_list(request: HttpRequest) -> HttpResponse:
-    words = request.GET.get("q", "").strip()
+    # PostgreSQL has no text with a zero byte in it, so nothing is found under one.
+    words = request.GET.get("q", "").replace("\x00", "").strip()
     products = Product.objects.defer("search")
     if words:
         query = SearchQuery(words, config="english", search_type="websearch")

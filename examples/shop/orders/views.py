@@ -44,7 +44,10 @@ def create_order(request: HttpRequest) -> JsonResponse:
 @never_cache
 @require_safe
 def show_order(request: HttpRequest, key: str) -> JsonResponse:
-    order = Order.objects.filter(key=key).first()
+    try:
+        order = Order.objects.filter(key=checked_key(key)).first()
+    except BadOrder:
+        order = None
     if order is None:
         return JsonResponse({"error": "There is no such order."}, status=404)
     return JsonResponse(as_json(order))

@@ -72,6 +72,21 @@ class Site(TransactionTestCase):
         self.assertEqual(self.client.post("/order", form).status_code, 201)
         self.assertEqual(self.client.post("/order", form).status_code, 200)
 
+    def test_zero_bytes_are_no_errors(self) -> None:
+        self.assertEqual(self.client.get("/?q=rung%00").status_code, 200)
+        self.assertEqual(self.client.get("/api/orders/key%00-00001").status_code, 404)
+
+    def test_admin_signs_in_and_lists_orders(self) -> None:
+        self.order("key-00001")
+        self.assertEqual(self.client.get("/admin/").status_code, 302)
+        self.client.force_login(User.objects.create_superuser("root"))
+        for page in ("/admin/orders/order/?q=key-00001", "/admin/catalogue/product/?q=item-000001"):
+            self.assertEqual(self.client.get(page).status_code, 200)
+        self.assertContains(self.client.get("/admin/orders/order/"), "key-00001")
+
+    def test_migrations_are_complete(self) -> None:
+        call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+
     def test_upload_is_checked_and_stored(self) -> None:
         media = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, media)

@@ -1,13 +1,12 @@
 #!/bin/sh
 # A Django project in a directory of its repository; one of its applications is a submodule, its packages have hashes.
+# The repositories are read over SSH with a deploy key, and as plain files below /srv/lab/git.
 set -eu
-git config --system --add safe.directory '*'
 git config --system user.email ada@example.org
 git config --system user.name Ada
 git config --system init.defaultBranch main
-git config --system protocol.file.allow always
-rm -rf /srv/git /tmp/git
-mkdir -p /srv/git /tmp/git/posts /tmp/git/blog/site/blog
+rm -rf /srv/git /srv/lab/git /tmp/git
+mkdir -p /srv/git /srv/lab/git /tmp/git/posts /tmp/git/blog/site/blog
 cd /tmp/git/posts
 git init -q
 mkdir static
@@ -47,5 +46,21 @@ from django.core.wsgi import get_wsgi_application
 application = get_wsgi_application()
 PY
 echo 'Django==5.2.19' | uv pip compile -q --generate-hashes --no-annotate --no-header - -o site/requirements.txt
-git submodule --quiet add file:///srv/git/posts.git site/posts
-git add . && git commit -q -m 'Blog' && git clone -q --bare . /srv/git/blog.git
+git -c protocol.file.allow=always submodule --quiet add file:///srv/git/posts.git site/posts
+# Relative to the repository's own address, as people write it who host both.
+git config -f .gitmodules submodule.site/posts.url ../posts.git
+git add . && git commit -q -m 'Blog'
+git branch next && git checkout -q next
+printf '\nNEXT = True\n' >>site/blog/settings.py
+git commit -q -a -m 'Next' && git checkout -q main
+git clone -q --bare . /srv/git/blog.git
+for name in posts blog; do
+    git clone -q --bare /srv/git/$name.git /srv/lab/git/$name.git
+    git -C /srv/lab/git/$name.git update-server-info
+done
+ssh-keygen -q -t ed25519 -N '' -C deploy -f /root/deploy_key
+useradd --system --home-dir /srv/git --shell "$(command -v git-shell)" git
+mkdir -m 0755 /srv/git/.ssh
+echo "restrict $(cat /root/deploy_key.pub)" >/srv/git/.ssh/authorized_keys
+chown -R git:git /srv/git
+sed 's/^/127.0.0.1 /; s/ [^ ]*$//' /etc/ssh/ssh_host_ed25519_key.pub >/root/known_hosts

@@ -42,8 +42,10 @@ def tree(root: Path, patterns: list[str]) -> list[str]:
         links = [path for path in below if (root / path).is_symlink()]
         folders[:] = [os.path.basename(path) for path in below if path not in links and not excluded(path, patterns)]
         files = [os.path.normpath(os.path.join(base, name)) for name in names]
-        found += [path for path in files + links if not excluded(path, patterns)]
-    return sorted(found)
+        # A socket or a pipe that a program left there is no source, and reading it would not end.
+        found += [path for path in files if (root / path).is_symlink() or (root / path).is_file()]
+        found += links
+    return sorted(path for path in found if not excluded(path, patterns))
 
 
 def revision_of(root: Path, files: list[str]) -> str:

@@ -1,6 +1,6 @@
 """What the kit asks of a Django project, run by the project's own Python with the site's environment.
 
-Usage: django_helper.py migrate|undo|unknown|names|static; arguments and answers are JSON, the answer is the last line.
+Usage: django_helper.py migrate|undo|unknown|names|static and JSON; the answer is JSON after "stepladder: " on a line.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class OneAtATime:
                 if time.monotonic() >= end:
                     cursor.execute(
                         "SELECT string_agg(pid::text, ', ') FROM pg_locks WHERE locktype = 'advisory' AND granted"
-                        " AND classid = %s AND objid = %s",
+                        " AND classid = %s AND objid = %s"
+                        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
                         numbers,
                     )
                     raise Refused(
@@ -129,11 +130,11 @@ def code_of(error):
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
-def migrate_with_retries(given):
-    """Run migrate; a lock that was not to be had is tried again. Raises what the last try raised."""
+def with_retries(given, work):
+    """Do it; a lock that was not to be had is tried again. Raises what the last try raised."""
     for attempt in range(given["attempts"]):
         try:
-            call_command("migrate", database=given["database"], interactive=False, verbosity=1, stdout=sys.stderr)
+            work()
             return
         except OperationalError as error:
             if code_of(error) != LOCK_NOT_AVAILABLE or attempt == given["attempts"] - 1:
@@ -189,7 +190,10 @@ def migrate(given):
     with OneAtATime(alias, given["wait"]):
         before = applied(MigrationExecutor(connections[alias]))
         try:
-            migrate_with_retries(given)
+            with_retries(
+                given,
+                lambda: call_command("migrate", database=alias, interactive=False, verbosity=1, stdout=sys.stderr),
+            )
         except Exception as error:
             reason = why(error, given)
             raise Refused(f"a migration failed: {reason}.\n{undo_after_failure(alias, before)}") from error
@@ -200,14 +204,26 @@ def migrate(given):
 def undo(given):
     """Undo what a release that knows given["known"] does not know; returns the names of what was undone."""
     alias = given["database"]
+
+    def pending():
+        return to_undo(MigrationExecutor(connections[alias]), set(given["known"]))
+
     limit(alias, given["lock_timeout"], given["statement_timeout"])
     with OneAtATime(alias, given["wait"]):
-        wanted = to_undo(MigrationExecutor(connections[alias]), set(given["known"]))
+        wanted = pending()
         stuck = {key(migration): irreversible(migration) for migration in wanted if irreversible(migration)}
         if stuck:
             raise Refused("; ".join(f"{name} cannot be undone ({words})" for name, words in stuck.items()) + ".")
-        if wanted:
-            go_back(alias, wanted)
+        try:
+            with_retries(given, lambda: go_back(alias, pending()))
+        except Exception as error:
+            reason = why(error, given)
+            connections[alias].close()
+            left = ", ".join(key(migration) for migration in pending())
+            raise Refused(
+                f"undoing the migrations stopped: {reason}. The older release is live; still applied: {left}. "
+                f"Roll back again: it goes on from here."
+            ) from error
     return {"undone": [key(migration) for migration in wanted]}
 
 
@@ -231,7 +247,8 @@ def main() -> int:
         answer = {"refused": str(refusal)}
     except DatabaseError as error:
         answer = {"refused": f"the database does not do what was asked: {error}".strip() + " Nothing was changed."}
-    print(json.dumps(answer))
+    # On a line of its own: the project may have printed something, and may print more when it ends.
+    print("\nstepladder: " + json.dumps(answer))
     return 0
 
 

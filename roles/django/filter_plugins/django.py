@@ -90,9 +90,9 @@ def django_package_version(source: Mapping[str, Any], version: str) -> str:
 
 
 def django_package_requirement(source: Mapping[str, Any], version: str) -> str:
-    """The requirement with its version pinned."""
-    text = str(source.get("package") or "")
-    return re.sub(r"\s*==.*$", "", text) + f"=={version}"
+    """The requirement with its version pinned, whatever it said about versions before."""
+    name = re.match(r"\s*[A-Za-z0-9._-]+(\s*\[[^\]]*\])?", str(source.get("package") or ""))
+    return f"{name.group().strip() if name else ''}=={version}"
 
 
 def django_command(command: Any) -> dict[str, Any]:
@@ -106,12 +106,32 @@ def django_command(command: Any) -> dict[str, Any]:
     )
 
 
+def django_odd_commands(hooks: Mapping[str, Any], gates: Any, names: list[str]) -> list[str]:
+    """What of the hooks and gates would not run as it is written, each named with the reason."""
+    found = [f"there is no step for the hook {name}" for name in hooks if name not in names]
+    listed = {"django_gates": gates, **{f"django_hooks.{name}": hooks[name] for name in hooks if name in names}}
+    for place, commands in listed.items():
+        if not isinstance(commands, list):
+            found.append(f"{place} is no list")
+            continue
+        for command in commands:
+            shell_line = place.endswith("_build")
+            try:
+                good = isinstance(command, str) if shell_line else bool(django_command(command))
+            except AnsibleFilterError:
+                good = False
+            if not good:
+                found.append(f"{place} has {command!r}")
+    return found
+
+
 class FilterModule:
     """The filters of the django role."""
 
     def filters(self) -> dict[str, Any]:
         return {
             "django_command": django_command,
+            "django_odd_commands": django_odd_commands,
             "django_literal": django_literal,
             "django_setting_names": django_setting_names,
             "django_environment": django_environment,

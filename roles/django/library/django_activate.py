@@ -8,7 +8,8 @@ module: django_activate
 short_description: Make a release the live one, note it in the deploy log, and remove what is not needed any more
 description:
   - Flips C(current) and C(current-config) atomically and appends one line to shared/deploys.log when either changed.
-  - Keeps the live release, the one before it, those that are named as protected, and the newest of the others.
+  - Keeps the live release, the one before it, the one that a rollback would choose, those that are named as protected,
+    and the newest of the others.
 options:
   directory: {description: The site's directory., type: path, required: true}
   release: {description: The release to make live., type: str, required: true}
@@ -27,7 +28,16 @@ import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.django_files import drop_orphans, link_union
-from ansible.module_utils.django_site import Refused, link_name, log_entries, now, read_json, releases
+from ansible.module_utils.django_site import (
+    Refused,
+    choose_earlier,
+    link_name,
+    log_entries,
+    noted,
+    now,
+    read_json,
+    releases,
+)
 
 
 def flip(link, target):
@@ -40,8 +50,13 @@ def flip(link, target):
 
 def note(base, entry):
     path = os.path.join(base, "shared", "deploys.log")
-    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as log:
-        log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    with open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+b") as log:
+        end = log.seek(0, os.SEEK_END)
+        if end:
+            log.seek(end - 1)
+        # Half a line is what a host that lost power has left; the next one does not join it.
+        torn = b"\n" if end and log.read(1) != b"\n" else b""
+        log.write(torn + json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         log.flush()
         os.fsync(log.fileno())
 
@@ -78,10 +93,11 @@ def prune(given, entries):
     base, live = given["directory"], given["release"]
     known = releases(base)
     before = [name for name in recent(entries, "release", live) if name in known]
+    earlier, _lost = choose_earlier(entries, live, known)
     never_live = sorted(
         (name for name in known if name != live and name not in before), key=lambda n: known[n]["built"]
     )[::-1]
-    kept = {live, *before[:1], *given["protected"], *(before + never_live)[: max(given["keep"] - 1, 0)]}
+    kept = {live, earlier, *before[:1], *given["protected"], *(before + never_live)[: max(given["keep"] - 1, 0)]}
     removed = []
     for name in sorted(os.listdir(base + "/releases")):
         if name not in kept:
@@ -93,14 +109,15 @@ def prune(given, entries):
         if name not in used:
             shutil.rmtree(os.path.join(base, "config", name))
             removed.append("config " + name)
-    drop_orphans(base + "/shared/static", [os.path.join(base, "releases", name, "static") for name in kept])
+    drop_orphans(base + "/shared/static", [os.path.join(base, "releases", name, "static") for name in kept if name])
     return removed
 
 
 def activate(given):
     base, release, config = given["directory"], given["release"], given["config"]
     previous, previous_config = link_name(base + "/current"), link_name(base + "/current-config")
-    if (previous, previous_config) == (release, config):
+    entries = log_entries(base)
+    if (previous, previous_config) == (release, config) and noted(entries, release, config):
         return {"changed": False, "removed": []}
     if not os.path.exists("%s/releases/%s/RELEASE.json" % (base, release)) or not os.path.isdir(
         "%s/config/%s" % (base, config)
@@ -108,7 +125,6 @@ def activate(given):
         raise Refused(
             "django: the release %s with the settings %s is not on this host. Nothing was changed." % (release, config)
         )
-    entries = log_entries(base)
     entry = entry_of(given, previous, previous_config, entries)
     link_union("%s/releases/%s/static" % (base, release), base + "/shared/static", replace=True)
     flip(base + "/current-config", "config/" + config)
@@ -130,6 +146,8 @@ def main():
             "kind": {"type": "str", "choices": ["deploy", "rollback"], "default": "deploy"},
         }
     )
+    # The web server reads the static files that are linked here, however strict the administrator's own umask is.
+    os.umask(0o022)
     try:
         module.exit_json(**activate(module.params))
     except Refused as refusal:

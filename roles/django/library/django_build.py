@@ -9,7 +9,9 @@ short_description: Build a release of a site at its final place
 description:
   - Brings the code (an archive, a commit of the mirror, or the code of another release), makes the virtual environment
     and installs into it with uv where the host has it, with pip otherwise; RELEASE.json is written last.
-  - A build that fails is removed and leaves nothing.
+  - A build that fails is removed and leaves nothing. One that was killed is built again; one that still runs, because
+    its controller went away, is waited for and taken.
+  - The release's own directory is root's, so that what runs during the build cannot plant links where root writes later.
 options:
   directory: {description: The site's directory., type: path, required: true}
   user: {description: The service user., type: str, required: true}
@@ -23,6 +25,8 @@ options:
   requirement: {description: A requirement that is the project itself., type: str}
   url: {description: The repository's address, which submodules may be relative to., type: str, default: ""}
   submodules: {description: Whether submodules are fetched., type: bool, default: false}
+  url_user: {description: The user of a repository behind HTTPS., type: str, default: ""}
+  url_password: {description: That user's password or token., type: str, default: ""}
   deploy_key: {description: A private key for the repository., type: str, default: ""}
   known_hosts: {description: Lines of a known_hosts file., type: str, default: ""}
   subdirectory: {description: Where in the source the project lies., type: str, default: ""}
@@ -49,7 +53,7 @@ import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.django_git_access import Access
-from ansible.module_utils.django_site import Refused, Runner, now, read_json, write_json
+from ansible.module_utils.django_site import OneBuild, Refused, Runner, now, read_json, write_json
 
 PROJECT_DEPENDENCIES = """
 import json, sys, tomllib
@@ -93,12 +97,16 @@ class Build:
         if not given["index_url"]:
             return {}
         parts = urllib.parse.urlsplit(given["index_url"])
-        place = parts.netloc
-        if given["index_user"]:
-            login = [urllib.parse.quote(given[key], safe="") for key in ("index_user", "index_password")]
-            place = ":".join(login) + "@" + place
-        url = urllib.parse.urlunsplit(parts._replace(netloc=place))
-        names = {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url}
+
+        def with_login(encoding):
+            if not given["index_user"]:
+                return given["index_url"]
+            both = (given[key].encode().decode(encoding) for key in ("index_user", "index_password"))
+            login = ":".join(urllib.parse.quote(text, safe="") for text in both)
+            return urllib.parse.urlunsplit(parts._replace(netloc=login + "@" + parts.netloc))
+
+        # pip sends a login as latin-1; servers, uv and everyone else take it for UTF-8. Read wrongly first, it arrives right.
+        names = {"PIP_INDEX_URL": with_login("latin-1"), "UV_DEFAULT_INDEX": with_login("utf-8")}
         if given["index_trusted"]:
             names.update(PIP_TRUSTED_HOST=parts.netloc, UV_INSECURE_HOST=parts.netloc)
         return names
@@ -106,11 +114,9 @@ class Build:
     def bring_code(self):
         given, runner = self.given, self.runner
         if given["copy_from"]:
-            source = "%s/releases/%s/code" % (self.base, given["copy_from"])
+            source = "%s/releases/%s/code/." % (self.base, given["copy_from"])
             runner.must(["cp", "-a", source, self.tree], "django: the live release's code could not be copied")
         elif given["archive"]:
-            os.mkdir(self.tree)
-            os.chown(self.tree, runner.account.pw_uid, -1)
             with open(given["archive"], "rb") as archive:
                 runner.must(
                     ["tar", "-xzf", "-", "-C", self.tree, "--no-same-owner"],
@@ -118,9 +124,6 @@ class Build:
                 )  # fmt: skip
         elif given["commit"]:
             self.check_out()
-        else:
-            os.mkdir(self.tree)
-            os.chown(self.tree, runner.account.pw_uid, -1)
         if not os.path.isdir(self.code):
             raise Refused(
                 "django: the source has no directory %s. Set django_source.subdirectory." % given["subdirectory"]
@@ -128,7 +131,7 @@ class Build:
 
     def check_out(self):
         given = self.given
-        with Access(given["build_user"], self.base, given["url"], given["deploy_key"], given["known_hosts"]) as access:
+        with Access(given) as access:
             mirror = self.base + "/repository.git"
             access.git(
                 ["clone", "--quiet", "--no-checkout", mirror, self.tree], "django: the code could not be checked out"
@@ -238,14 +241,19 @@ class Build:
             gid=self.group,
         )  # fmt: skip
 
+    def directory(self, path, uid, mode):
+        os.mkdir(path, 0o700)
+        os.chown(path, uid, self.group)
+        os.chmod(path, mode)
+
     def run(self):
         """Build it; whatever stops the build, nothing of it stays. Raises Refused."""
         self.group = pwd.getpwnam(self.given["user"]).pw_gid
         # What an interrupted build has left is not a release.
         shutil.rmtree(self.home, ignore_errors=True)
-        os.mkdir(self.home)
-        os.chown(self.home, self.runner.account.pw_uid, self.group)
-        os.chmod(self.home, 0o2750)
+        self.directory(self.home, 0, 0o2751)
+        for path in (self.tree, self.venv):
+            self.directory(path, self.runner.account.pw_uid, 0o2750)
         try:
             self.make()
         except BaseException:
@@ -270,8 +278,7 @@ def main():
             "requirement": {"type": "str"},
             "url": text,
             "submodules": {"type": "bool", "default": False},
-            "deploy_key": {"type": "str", "default": "", "no_log": True},
-            "known_hosts": text,
+            **Access.OPTIONS,
             "subdirectory": text,
             "python": {"type": "str", "default": "python3"},
             "installer": {"type": "str", "choices": ["auto", "uv", "pip"], "default": "auto"},
@@ -293,9 +300,12 @@ def main():
         module.exit_json(changed=False)
     if not module.check_mode:
         try:
-            Build(given).run()
-            if given["archive"]:
-                os.unlink(given["archive"])
+            with OneBuild(given["directory"], given["timeout"]):
+                if read_json("%s/releases/%s/RELEASE.json" % (given["directory"], given["release"])):
+                    module.exit_json(changed=True)
+                Build(given).run()
+                if given["archive"]:
+                    os.unlink(given["archive"])
         except Refused as refusal:
             module.fail_json(msg="%s\nThe build was removed; what is live was not touched." % refusal)
     module.exit_json(changed=True)

@@ -14,6 +14,8 @@ options:
   build_user: {description: The user that owns the mirror., type: str, required: true}
   url: {description: The repository., type: str, required: true}
   version: {description: "A branch, tag or commit; empty is the repository's default branch.", type: str, default: ""}
+  url_user: {description: The user of a repository behind HTTPS., type: str, default: ""}
+  url_password: {description: That user's password or token., type: str, default: ""}
   deploy_key: {description: A private key for the repository., type: str, default: ""}
   known_hosts: {description: Lines of a known_hosts file., type: str, default: ""}
 author: Stepladder
@@ -70,8 +72,7 @@ def main():
             "build_user": {"type": "str", "required": True},
             "url": {"type": "str", "required": True},
             "version": {"type": "str", "default": ""},
-            "deploy_key": {"type": "str", "default": "", "no_log": True},
-            "known_hosts": {"type": "str", "default": "", "no_log": False},
+            **Access.OPTIONS,
         },
         supports_check_mode=True,
     )
@@ -80,9 +81,7 @@ def main():
     if module.check_mode and not os.path.isdir(mirror):
         module.exit_json(changed=True, commit="0" * 40)
     try:
-        with Access(
-            given["build_user"], given["directory"], given["url"], given["deploy_key"], given["known_hosts"]
-        ) as access:
+        with Access(given) as access:
             refresh(access, mirror, given["url"])
             module.exit_json(changed=False, commit=resolve(access, mirror, given["version"]))
     except Refused as refusal:

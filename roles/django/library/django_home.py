@@ -46,19 +46,22 @@ def account(name, home, check):
     return True
 
 
-def directory(path, user, group, mode):
+def directory(path, user, group, mode, check):
     """Make or mend one directory; returns whether it differed. Raises Refused."""
-    uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrgid(pwd.getpwnam(group).pw_gid).gr_gid
     try:
+        uid, gid = pwd.getpwnam(user).pw_uid, pwd.getpwnam(group).pw_gid
         info = os.stat(path)
-    except FileNotFoundError:
+    except (KeyError, FileNotFoundError):
+        if check:
+            return True
         os.makedirs(path)
-        info = os.stat(path)
     else:
         if not stat.S_ISDIR(info.st_mode):
             raise Refused("django: %s is not a directory. Nothing was changed. Move it away first." % path)
         if (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (uid, gid, mode):
             return False
+    if check:
+        return True
     os.chown(path, uid, gid)
     os.chmod(path, mode)
     return True
@@ -77,8 +80,9 @@ def main():
     wanted = [
         (base, "root", "root", 0o755),
         (base + "/build", builder, builder, 0o700),
-        # Set-group-id: what the build user puts there belongs to the service user's group, which may read it.
-        (base + "/releases", builder, user, 0o2750),
+        # Set-group-id: what the build user puts below belongs to the service user's group, which may read it.
+        # Others may pass, as the build user does, and find nothing below that lets them in.
+        (base + "/releases", "root", user, 0o2751),
         (base + "/config", "root", user, 0o750),
         (base + "/shared", "root", "root", 0o755),
         (base + "/shared/static", "root", "root", 0o755),
@@ -87,11 +91,8 @@ def main():
     try:
         changed = account(user, base, module.check_mode)
         changed |= account(builder, base + "/build", module.check_mode)
-        if module.check_mode:
-            changed |= any(not os.path.isdir(path) for path, *_rest in wanted)
-        else:
-            # Every one of them, whatever the first has said.
-            changed |= sum(directory(*one) for one in wanted) > 0
+        # Every one of them, whatever the first has said.
+        changed |= sum(directory(*one, module.check_mode) for one in wanted) > 0
         module.exit_json(changed=changed, **state(base))
     except Refused as refusal:
         module.fail_json(msg=str(refusal))

@@ -9,6 +9,7 @@ short_description: Choose the release to go back to, and say which migrations st
 description:
   - Chooses the last release that was live before the live one and that was not itself rolled back from.
   - Asks the live release's own Django which migrations the older one does not know, and whether they can be undone.
+  - A rollback that was interrupted before its migrations were undone is chosen again, and not the release before.
   - Changes nothing.
 options:
   directory: {description: The site's directory., type: path, required: true}
@@ -19,22 +20,14 @@ author: Stepladder
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.django_site import Refused, ask, log_entries, site_runner, state
+from ansible.module_utils.django_site import Refused, ask, choose_earlier, log_entries, site_runner, state
 
 
 def choose(entries, live, known):
     """The last release that was healthy before the live one. Raises Refused when there is none."""
-    bad = set()
-    lost = []
-    for entry in reversed(entries):
-        name = entry["release"]
-        if entry["kind"] == "rollback" and name != entry["previous"]:
-            bad.add(entry["previous"])
-        if name == live or name in bad:
-            continue
-        if name in known:
-            return name
-        lost.append(name)
+    name, lost = choose_earlier(entries, live, known)
+    if name:
+        return name
     found = (
         "the deploy log names %s, which are not kept on this host any more" % ", ".join(lost)
         if lost
@@ -46,32 +39,61 @@ def choose(entries, live, known):
     )
 
 
-def plan(given):
-    base, now = given["directory"], state(given["directory"])
-    live, config = now["live"], now["live_config"]
-    if not live:
-        raise Refused("django: no release is live on this host. Nothing was changed. Deploy one first.")
-    target = given["to"] or choose(log_entries(base), live, now["releases"])
-    if target not in now["releases"]:
-        raise Refused(
-            "django: the release %s is not on this host; it has %s. Nothing was changed. "
-            "Set django_rollback_to to one of them." % (target, ", ".join(now["releases"]))
-        )
-    undo = []
-    if target != live:
-        newer, older = (site_runner(base, name, config, given["user"]) for name in (live, target))
-        asked = "django: the migrations between the releases could not be compared. Nothing was changed"
-        for database in given["databases"]:
-            names = ask(older, base, target, "names", asked, database=database)["names"]
-            between = ask(newer, base, live, "unknown", asked, database=database, known=names)
+class Comparison:
+    """What two releases say about each other's migrations, with the settings that are live."""
+
+    def __init__(self, given, config):
+        self.given, self.config = given, config
+
+    def runner(self, release):
+        return site_runner(self.given["directory"], release, self.config, self.given["user"])
+
+    def undone(self, newer, older):
+        """The migrations that going back from one to the other undoes. Raises Refused when one cannot be."""
+        base, undo = self.given["directory"], []
+        what = "django: the migrations between the releases could not be compared. Nothing was changed"
+        for database in self.given["databases"]:
+            names = ask(self.runner(older), base, older, "names", what, database=database)["names"]
+            between = ask(self.runner(newer), base, newer, "unknown", what, database=database, known=names)
             if between["irreversible"]:
                 words = "; ".join("%s (%s)" % pair for pair in sorted(between["irreversible"].items()))
                 raise Refused(
                     "django: going back from %s to %s needs migrations undone that cannot be: %s. Nothing was changed. "
-                    "Deploy a version that repairs what is wrong, or restore a backup." % (live, target, words)
+                    "Deploy a version that repairs what is wrong, or restore a backup." % (newer, older, words)
                 )
             undo += between["undo"]
-    return {"from": live, "to": target, "config": config, "undo": undo, "record": now["releases"][target]}
+        return undo
+
+
+def unfinished(entries, live, known, comparison):
+    """(release, migrations) that the last rollback came from and still has to undo; ("", []) when it is finished."""
+    changes = [entry for entry in entries if entry["kind"] != "settings"]
+    last = changes[-1] if changes else {}
+    left = last.get("previous", "")
+    if last.get("kind") != "rollback" or last["release"] != live or left == live or left not in known:
+        return "", []
+    undo = comparison.undone(left, live)
+    return (left, undo) if undo else ("", [])
+
+
+def plan(given):
+    base, now = given["directory"], state(given["directory"])
+    live, config, known = now["live"], now["live_config"], now["releases"]
+    if not live:
+        raise Refused("django: no release is live on this host. Nothing was changed. Deploy one first.")
+    entries, comparison = log_entries(base), Comparison(given, config)
+    if not given["to"] or given["to"] == live:
+        source, undo = unfinished(entries, live, known, comparison)
+        if source:
+            return {"from": source, "to": live, "config": config, "undo": undo, "record": known[live]}
+    target = given["to"] or choose(entries, live, known)
+    if target not in known:
+        raise Refused(
+            "django: the release %s is not on this host; it has %s. Nothing was changed. "
+            "Set django_rollback_to to one of them." % (target, ", ".join(known))
+        )
+    undo = comparison.undone(live, target) if target != live else []
+    return {"from": live, "to": target, "config": config, "undo": undo, "record": known[target]}
 
 
 def main():

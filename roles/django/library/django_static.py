@@ -57,6 +57,8 @@ def main():
             "timeout": {"type": "int", "default": 1800},
         }
     )
+    # The web server reads what is laid down here, however strict the administrator's own umask is.
+    os.umask(0o022)
     try:
         module.exit_json(changed=bool(collect(module.params)))
     except Refused as refusal:

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import tempfile
+import urllib.parse
 
 from ansible.module_utils.django_site import Runner
 
 
 class Access:
-    """A context in which git reaches one repository; the key is gone when it ends."""
+    """A context in which git reaches one repository; the key is gone when it ends.
 
-    def __init__(self, user, directory, url, deploy_key, known_hosts):
-        self.user, self.directory, self.url = user, directory, url
-        self.files = {"key": deploy_key.strip() + "\n" if deploy_key.strip() else "", "known_hosts": known_hosts}
+    `given` are a module's parameters: directory, build_user, url and those of OPTIONS.
+    """
+
+    OPTIONS = {
+        "url_user": {"type": "str", "default": ""},
+        "url_password": {"type": "str", "default": "", "no_log": True},
+        "deploy_key": {"type": "str", "default": "", "no_log": True},
+        "known_hosts": {"type": "str", "default": "", "no_log": False},
+    }
+
+    def __init__(self, given):
+        self.user, self.directory, self.url = given["build_user"], given["directory"], given["url"]
+        self.login = (given["url_user"], given["url_password"])
+        key = given["deploy_key"].strip()
+        self.files = {"key": key + "\n" if key else "", "known_hosts": given["known_hosts"]}
         self.folder = None
         self.runner = None
 
     def __enter__(self):
         # /run is a memory file system: the key never reaches a disk.
         self.folder = tempfile.mkdtemp(prefix="django-git-", dir="/run")
-        environment = {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "0"}
+        environment = {"GIT_TERMINAL_PROMPT": "0"}
         ssh = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=20"]
-        self.runner = Runner(self.user, self.directory + "/build", environment, timeout=1800)
+        secrets = []
+        if self.login[1]:
+            parts = urllib.parse.urlsplit(self.url)
+            header = base64.b64encode(":".join(self.login).encode()).decode()
+            secrets = [self.login[1], header]
+            # In the environment, because git's own helpers get the address on their command line; for this server only.
+            environment.update(
+                GIT_CONFIG_COUNT="1",
+                GIT_CONFIG_KEY_0="http.%s://%s/.extraHeader" % (parts.scheme, parts.netloc),
+                GIT_CONFIG_VALUE_0="Authorization: Basic " + header,
+            )
+        self.runner = Runner(self.user, self.directory + "/build", environment, secrets=secrets, timeout=1800)
         for name, text in self.files.items():
             if text:
                 path = os.path.join(self.folder, name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import json
 import os
 import pwd
@@ -13,6 +16,9 @@ import urllib.parse
 
 TAIL_LINES = 40
 SECRETS_MARK = "# Secrets"
+ANSWER_MARK = "stepladder: "
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
 URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -35,9 +41,9 @@ def write_json(path, value, uid=0, gid=0, mode=0o640):
         json.dump(value, handle, indent=1, sort_keys=True)
         handle.write("\n")
         handle.flush()
+        os.fchown(handle.fileno(), uid, gid)
+        os.fchmod(handle.fileno(), mode)
         os.fsync(handle.fileno())
-    os.chown(temporary, uid, gid)
-    os.chmod(temporary, mode)
     os.replace(temporary, path)
 
 
@@ -75,14 +81,20 @@ def log_entries(directory):
     return entries
 
 
+def noted(entries, live, live_config):
+    """Whether the deploy log ends with what is live; a run that was killed right before writing it left it out."""
+    return bool(entries) and (entries[-1]["release"], entries[-1]["config"]) == (live, live_config)
+
+
 def state(directory):
     """What a host says about a site: its live release and settings, and what it has of both."""
     config = os.path.join(directory, "config")
-    live = link_name(os.path.join(directory, "current"))
+    live, live_config = (link_name(os.path.join(directory, name)) for name in ("current", "current-config"))
     known = releases(directory)
     return {
         "live": live if live in known else "",
-        "live_config": link_name(os.path.join(directory, "current-config")),
+        "live_config": live_config,
+        "noted": noted(log_entries(directory), live, live_config),
         "releases": known,
         "configs": sorted(os.listdir(config)) if os.path.isdir(config) else [],
     }
@@ -94,7 +106,8 @@ def parse_environment(text):
     The format is systemd's EnvironmentFile= with every value in double quotes, which a shell reads alike.
     """
     values, secrets, secret = {}, [], False
-    for line in text.splitlines():
+    # Not splitlines(): a value may hold what Unicode calls a line's end.
+    for line in text.split("\n"):
         if line.startswith(SECRETS_MARK):
             secret = True
         if not line or line.startswith("#"):
@@ -137,6 +150,8 @@ class Runner:
         os.setgid(self.account.pw_gid)
         os.setuid(self.account.pw_uid)
         os.setsid()
+        # A command does not outlive a run that was killed. After setuid, which clears it.
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def clean(self, text):
         for value in self.secrets:
@@ -144,7 +159,7 @@ class Runner:
         return URL_CREDENTIALS.sub("********@", text)
 
     def run(self, argv, input_file=None, environment=None, umask=0o027):
-        """(exit code, standard output, everything it said). A shell line is given as text, a command as a list."""
+        """(exit code, standard output as it was, all it said without secrets). A shell line is text, a command a list."""
         shell = isinstance(argv, str)
         try:
             process = subprocess.Popen(
@@ -165,11 +180,11 @@ class Runner:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return 124, "", "no end within %d seconds; it was stopped" % self.timeout
-        out, err = (self.clean(part.decode("utf-8", "replace")) for part in (out, err))
-        return process.returncode, out, (out + err).strip()
+        out, err = (part.decode("utf-8", "replace") for part in (out, err))
+        return process.returncode, out, self.clean(out + err).strip()
 
     def must(self, argv, what, **more):
-        """Run and return standard output. Raises Refused with the command's own last words."""
+        """Run and return standard output as it was. Raises Refused with the command's own last words."""
         code, out, said = self.run(argv, **more)
         if code:
             raise Refused("%s (exit %d). Its last words:\n%s" % (what, code, tail(said)))
@@ -213,12 +228,65 @@ def helper(directory, release, words):
 
 
 def ask(runner, directory, release, verb, what, **given):
-    """Ask the kit's helper inside a release; returns its answer. Raises Refused with the helper's sentence."""
+    """Ask the kit's helper inside a release; returns its answer. Raises Refused with the helper's sentence.
+
+    The answer is read as it was written: a secret that is also a word in it ("orders", say) must not mask the word, or
+    a migration would count as one that the other release does not know, and be undone.
+    """
     out = runner.must(helper(directory, release, [verb, json.dumps(given)]), what)
-    answer = json.loads(out.strip().splitlines()[-1])
+    marked = [line for line in out.split("\n") if line.startswith(ANSWER_MARK)]
+    if not marked:
+        raise Refused("%s: it ended without an answer. Its last words:\n%s" % (what, tail(runner.clean(out))))
+    answer = json.loads(marked[-1][len(ANSWER_MARK) :])
     if "refused" in answer:
-        raise Refused("django: " + answer["refused"])
+        raise Refused("django: " + runner.clean(answer["refused"]))
     return answer
+
+
+def choose_earlier(entries, live, known):
+    """The last release that was healthy before the live one and was not rolled back from, "" when none is left.
+
+    Returns (release, those that would have come first but are not on the host any more).
+    """
+    bad, lost = set(), []
+    for entry in reversed(entries):
+        name = entry["release"]
+        if entry["kind"] == "rollback" and name != entry["previous"]:
+            bad.add(entry["previous"])
+        if name == live or name in bad:
+            continue
+        if name in known:
+            return name, lost
+        if name not in lost:
+            lost.append(name)
+    return "", lost
+
+
+class OneBuild:
+    """A site's builds one at a time: a run that lost its controller may still be building when the next one comes."""
+
+    def __init__(self, directory, wait):
+        self.path, self.wait, self.handle = directory + "/.building", wait, None
+
+    def __enter__(self):
+        self.handle = open(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
+        end = time.monotonic() + self.wait
+        while True:
+            try:
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if time.monotonic() >= end:
+                raise Refused(
+                    "django: another run has been building on this host for %d seconds (see `fuser -v %s`). "
+                    "Run again when it has ended." % (self.wait, self.path)
+                )
+            time.sleep(0.5)
+
+    def __exit__(self, *_error):
+        self.handle.close()
 
 
 def now():
