@@ -20,6 +20,8 @@ KEYS = {
 FILE_KEYS = {"dest", "content", "mode", "validate"}
 # A fresh connection is tried this often, because sshd takes a moment to come back from a reload.
 TRIES = 2
+# A shorter time could be over before the proof is; none at all would leave no way back.
+SHORTEST_SECONDS = 5
 
 
 class ActionModule(ActionBase):
@@ -147,4 +149,9 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"guarded_files: needs name, files and apply; knows {', '.join(sorted(KEYS))}, and for a file "
                 f"{', '.join(sorted(FILE_KEYS))}. Unknown: {', '.join(unknown) or 'none'}."
+            )
+        if int(args.get("seconds", SHORTEST_SECONDS)) < SHORTEST_SECONDS:
+            raise AnsibleActionFail(
+                f"{args['name']}: {args['seconds']} seconds are too short to prove a way back in. Nothing was changed. "
+                f"Allow at least {SHORTEST_SECONDS}."
             )

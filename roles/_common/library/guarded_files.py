@@ -163,24 +163,32 @@ class Guard:
 
     def save(self):
         """Keep the old files and a script that puts them back, for the timer and for us."""
-        os.makedirs(self.folder, mode=0o700)
+        for stale in (".new", ".back"):
+            shutil.rmtree(self.folder + stale, ignore_errors=True)
+        # Under another name until it is whole: what is found under its own name can always be put back.
+        folder = self.folder + ".new"
+        os.makedirs(folder, mode=0o700)
         lines = ["#!/bin/sh", "# Puts the old configuration back, unless it was confirmed in time.",
                  "mv %s %s 2>/dev/null || exit 0" % (shlex.quote(self.folder), shlex.quote(self.folder + ".back")),
                  "cd %s || exit 1" % shlex.quote(self.folder + ".back")]  # fmt: skip
         for number, item in enumerate(self.payload["files"]):
             dest = shlex.quote(item["dest"])
             if os.path.exists(item["dest"]):
-                shutil.copy2(item["dest"], os.path.join(self.folder, str(number)))
+                shutil.copy2(item["dest"], os.path.join(folder, str(number)))
                 lines.append("cp -p %d %s.stepladder~ && mv %s.stepladder~ %s" % (number, dest, dest, dest))
             else:
                 lines.append("rm -f %s" % dest)
         if self.payload["snapshot"]:
-            run(self.payload["snapshot"], self.folder)
+            code, output = run(self.payload["snapshot"], folder)
+            if code:
+                raise Refused(
+                    "`%s` failed: %s. Nothing was changed." % (self.payload["snapshot"], output or "no words")
+                )
         if self.payload["restore"]:
             lines.append(self.payload["restore"])
         lines += ["code=$?", "cd /", "rm -rf %s" % shlex.quote(self.folder + ".back"), "exit $code", ""]
-        shutil.rmtree(self.folder + ".back", ignore_errors=True)
-        write(os.path.join(self.folder, "put-back.sh"), "\n".join(lines).encode(), 0o700)
+        write(os.path.join(folder, "put-back.sh"), "\n".join(lines).encode(), 0o700)
+        os.rename(folder, self.folder)
 
     def arm(self):
         run("systemctl reset-failed %s.service %s.timer" % (self.unit, self.unit))

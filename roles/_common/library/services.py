@@ -83,7 +83,7 @@ def ask(names):
     code, output = systemctl("show", "-p", PROPERTIES, "--", *names)
     if code:
         raise Refused("systemd does not answer on this host: %s" % output)
-    return dict(zip(names, parse_show(output)))
+    return dict(zip(names, parse_show(output), strict=True))
 
 
 def journal(unit):
