@@ -19,6 +19,18 @@ OWN_KEYWORDS = {
 }
 
 
+def _fields(blob: bytes) -> list[bytes]:
+    """The fields of a public key, each with its length before it (RFC 4251); ValueError when it ends too early."""
+    found = []
+    while blob:
+        length = int.from_bytes(blob[:4], "big")
+        if len(blob) < 4 + length:
+            raise ValueError
+        found.append(blob[4 : 4 + length])
+        blob = blob[4 + length :]
+    return found
+
+
 def _key_problem(key: Any) -> str:
     """What is wrong with a public key's line; options before the type are allowed, a private key is not."""
     text = str(key)
@@ -31,11 +43,10 @@ def _key_problem(key: Any) -> str:
     if not match:
         return f"the key {shown!r}, which is not an OpenSSH public key (ssh-ed25519 AAAA... ada@example.com)"
     try:
-        blob = base64.b64decode(match.group(2) + "=" * (-len(match.group(2)) % 4), validate=True)
+        fields = _fields(base64.b64decode(match.group(2) + "=" * (-len(match.group(2)) % 4), validate=True))
     except (ValueError, binascii.Error):
-        blob = b""
-    kind = match.group(1).encode()
-    if blob[4 : 4 + len(kind)] != kind:
+        fields = []
+    if len(fields) < 2 or fields[0] != match.group(1).encode():
         return f"the key {shown!r}, which is cut short or damaged"
     return ""
 
