@@ -1,5 +1,6 @@
 """What the role promises, tried from the controller and from a client: what is open, and that nobody is locked out."""
 
+import contextlib
 import json
 import os
 import re
@@ -162,6 +163,14 @@ def reboot(host):
     assert until(lambda: host.run("systemctl is-system-running --wait").stdout.strip() in ("running", "degraded"))
     assert until(new_login)
     assert host.check_output("systemctl is-active scenario-listen.service ssh.service").split() == ["active", "active"]
+
+
+def family(pid):
+    """A process and all its descendants, sessions of their own or not: Ansible's workers start one each."""
+    found = [pid]
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [member for child in listed.read_text().split() for member in family(int(child))]
+    return found
 
 
 BEGAN = {}
