@@ -10,6 +10,8 @@ from typing import Any
 
 KEYS = {"name", "keys", "groups", "sudo", "state", "remove"}
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+# Seconds; what guarded_files takes at least.
+SHORTEST_PROOF = 5
 OWN_KEYWORDS = {
     "port": "base_ssh_port",
     "passwordauthentication": "base_ssh_passwords",
@@ -98,7 +100,7 @@ def base_administrator_problems(administrators: list[dict[str, Any]], passwords:
     return problems
 
 
-def base_ssh_problems(settings: dict[str, Any], port: int) -> list[str]:
+def base_ssh_problems(settings: dict[str, Any], port: int, confirm_seconds: int) -> list[str]:
     """One sentence per thing that is wrong with sshd's settings."""
     problems = []
     for keyword, value in settings.items():
@@ -111,6 +113,11 @@ def base_ssh_problems(settings: dict[str, Any], port: int) -> list[str]:
             problems.append(f"base_ssh_settings has {keyword!r}, which is not a keyword with a value of one line.")
     if not 1 <= port <= 65535:
         problems.append(f"base_ssh_port is {port}; a port is a number from 1 to 65535.")
+    if confirm_seconds < SHORTEST_PROOF:
+        problems.append(
+            f"base_ssh_confirm_seconds is {confirm_seconds}, too short to prove a way back in; "
+            f"allow {SHORTEST_PROOF} at least."
+        )
     return problems
 
 
