@@ -341,6 +341,44 @@ def test_a_replica_and_an_archive_come_on_top_without_a_restart(host: Any, resto
         sql(host, "select pg_drop_replication_slot(slot_name) from pg_replication_slots; drop role if exists replica")
 
 
+MIRROR = """set -eu
+apt-get install -qy --no-install-recommends gpg gpg-agent > /dev/null
+export GNUPGHOME=$(mktemp -d) release=$(. /etc/os-release && echo $VERSION_CODENAME)-pgdg
+mkdir -p /srv/pgdg/pool /srv/pgdg/dists/$release/main/binary-amd64 && cd /srv/pgdg
+gpg --batch --quiet --passphrase '' --quick-gen-key mirror@example.com
+gpg --armor --export > key.asc
+mkdir -p $GNUPGHOME/probe/DEBIAN
+printf 'Package: postgresql-probe\\nVersion: 1\\nArchitecture: all\\nMaintainer: mirror@example.com\\nDescription: probe\\n' \\
+  | tee $GNUPGHOME/probe/DEBIAN/control > $GNUPGHOME/entry
+dpkg-deb -b $GNUPGHOME/probe pool/probe.deb > /dev/null
+cd dists/$release
+{ cat $GNUPGHOME/entry; echo Filename: pool/probe.deb; stat -c 'Size: %s' /srv/pgdg/pool/probe.deb
+  echo SHA256: $(sha256sum < /srv/pgdg/pool/probe.deb | cut -d' ' -f1); } > main/binary-amd64/Packages
+{ echo Origin: apt.postgresql.org; echo Codename: $release; echo Components: main; echo Architectures: amd64 all
+  echo Date: $(date -Ru); echo SHA256:
+  echo ' '$(sha256sum < main/binary-amd64/Packages | cut -d' ' -f1) $(stat -c %s main/binary-amd64/Packages) main/binary-amd64/Packages
+} | gpg --batch --yes --clearsign --output InRelease
+"""
+
+
+def test_packages_come_from_another_source_by_variable(host: Any, restored: None) -> None:
+    """A signed repository on the host itself, laid out as PostgreSQL's own is, plays a mirror of it."""
+    host.check_output(MIRROR)
+    values: dict[str, Any] = {
+        "postgres_repository": "pgdg", "postgres_repository_url": "file:/srv/pgdg",
+        "postgres_repository_key": "/srv/pgdg/key.asc", "postgres_extra_packages": ["postgresql-probe"],
+    }  # fmt: skip
+    try:
+        assert play(check=True, **values)["rc"] == 0 and not host.package("postgresql-probe").is_installed
+        run = play(**values)
+        assert run["rc"] == 0, run["output"][-2000:]
+        assert host.package("postgresql-probe").is_installed
+        assert "Signed-By: /srv/pgdg/key.asc" in host.file("/etc/apt/sources.list.d/pgdg.sources").content_string
+        assert play(**values)["changed"] == 0
+    finally:
+        host.run("apt-get purge -qy postgresql-probe; rm -f /etc/apt/sources.list.d/pgdg.sources; apt-get update -q")
+
+
 def test_data_without_checksums_is_refused(host: Any) -> None:
     unit, data = f"postgresql@{VERSION}-second", f"/var/lib/postgresql/{VERSION}/second"
     checksums = f"runuser -u postgres -- /usr/lib/postgresql/{VERSION}/bin/pg_checksums -D {data}"
