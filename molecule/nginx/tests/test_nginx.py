@@ -68,9 +68,14 @@ def ask(host, path="/", *options, name=SHOP, scheme="https", ca=CA, address="127
         return Answer(done.rc)
     status, version = done.stdout.split()
     lines = host.run("cat /run/head").stdout.splitlines()
-    headers = dict(line.lower().split(": ", 1)[:1] + line.split(": ", 1)[1:] for line in lines if ": " in line)
+    headers = {}
+    for line in lines:
+        key, colon, value = line.partition(": ")
+        if colon:
+            # Twice the same header is as wrong as a wrong one, so both are kept.
+            headers[key.lower()] = ", ".join(filter(None, (headers.get(key.lower()), value)))
     body = host.run("cat /run/body").stdout_bytes.decode("utf-8", "replace")
-    return Answer(0, int(status), version, {key.lower(): value for key, value in headers.items()}, body)
+    return Answer(0, int(status), version, headers, body)
 
 
 def test_http_goes_to_https_with_path_and_query(host):
