@@ -343,8 +343,8 @@ def test_a_replica_and_an_archive_come_on_top_without_a_restart(host: Any, resto
 
 MIRROR = """set -eu
 apt-get install -qy --no-install-recommends gpg gpg-agent > /dev/null
-export GNUPGHOME=$(mktemp -d) release=$(. /etc/os-release && echo $VERSION_CODENAME)-pgdg
-mkdir -p /srv/pgdg/pool /srv/pgdg/dists/$release/main/binary-amd64 && cd /srv/pgdg
+export GNUPGHOME=$(mktemp -d) arch=$(dpkg --print-architecture) release=$(. /etc/os-release && echo $VERSION_CODENAME)-pgdg
+mkdir -p /srv/pgdg/pool /srv/pgdg/dists/$release/main/binary-$arch && cd /srv/pgdg
 gpg --batch --quiet --passphrase '' --quick-gen-key mirror@example.com
 gpg --armor --export > key.asc
 mkdir -p $GNUPGHOME/probe/DEBIAN
@@ -353,10 +353,10 @@ printf 'Package: postgresql-probe\\nVersion: 1\\nArchitecture: all\\nMaintainer:
 dpkg-deb -b $GNUPGHOME/probe pool/probe.deb > /dev/null
 cd dists/$release
 { cat $GNUPGHOME/entry; echo Filename: pool/probe.deb; stat -c 'Size: %s' /srv/pgdg/pool/probe.deb
-  echo SHA256: $(sha256sum < /srv/pgdg/pool/probe.deb | cut -d' ' -f1); } > main/binary-amd64/Packages
-{ echo Origin: apt.postgresql.org; echo Codename: $release; echo Components: main; echo Architectures: amd64 all
+  echo SHA256: $(sha256sum < /srv/pgdg/pool/probe.deb | cut -d' ' -f1); } > main/binary-$arch/Packages
+{ echo Origin: apt.postgresql.org; echo Codename: $release; echo Components: main; echo Architectures: $arch all
   echo Date: $(date -Ru); echo SHA256:
-  echo ' '$(sha256sum < main/binary-amd64/Packages | cut -d' ' -f1) $(stat -c %s main/binary-amd64/Packages) main/binary-amd64/Packages
+  echo ' '$(sha256sum < main/binary-$arch/Packages | cut -d' ' -f1) $(stat -c %s main/binary-$arch/Packages) main/binary-$arch/Packages
 } | gpg --batch --yes --clearsign --output InRelease
 """
 
