@@ -159,6 +159,19 @@ def test_directories_are_made_in_order_and_mended(tmp_path):
     assert put(file, directories=[folder])["changed"] is False
 
 
+def test_a_refusal_takes_directories_back_too(tmp_path):
+    (tmp_path / "old").mkdir(mode=0o700)
+    entries = [
+        {"path": str(tmp_path / name), "owner": OWNER, "group": GROUP, "mode": "0750", "state": "present"}
+        for name in ("old", "new/deep", "new/deep/er")
+    ]
+    for more in ({"validate": "false %s"}, {}):
+        with pytest.raises(config_files.Refused):
+            put(entry(tmp_path / "new/deep/a", content="x", **more), directories=entries, verify="false")
+        assert os.listdir(tmp_path) == ["old"]
+        assert (tmp_path / "old").stat().st_mode & 0o777 == 0o700
+
+
 PLAY = """
 - hosts: localhost
   gather_facts: false

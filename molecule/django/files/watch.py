@@ -16,4 +16,4 @@ with open(sys.argv[1], "a", encoding="utf-8", errors="surrogateescape") as out:
             if line and line not in seen:
                 seen.add(line)
                 print(line, file=out, flush=True)
-        time.sleep(0.02)
+        time.sleep(0.05)

@@ -68,9 +68,14 @@ def ask(host, path="/", *options, name=SHOP, scheme="https", ca=CA, address="127
         return Answer(done.rc)
     status, version = done.stdout.split()
     lines = host.run("cat /run/head").stdout.splitlines()
-    headers = dict(line.lower().split(": ", 1)[:1] + line.split(": ", 1)[1:] for line in lines if ": " in line)
+    headers = {}
+    for line in lines:
+        key, colon, value = line.partition(": ")
+        if colon:
+            # Twice the same header is as wrong as a wrong one, so both are kept.
+            headers[key.lower()] = ", ".join(filter(None, (headers.get(key.lower()), value)))
     body = host.run("cat /run/body").stdout_bytes.decode("utf-8", "replace")
-    return Answer(0, int(status), version, {key.lower(): value for key, value in headers.items()}, body)
+    return Answer(0, int(status), version, headers, body)
 
 
 def test_http_goes_to_https_with_path_and_query(host):
@@ -509,6 +514,7 @@ def test_certificate_of_the_acme_server_is_served_with_its_chain(host):
     assert host.file("/etc/nginx/stepladder/my-blog/key.pem").linked_to.startswith("/etc/letsencrypt/archive/my-blog/")
     assert host.run("systemctl is-enabled certbot.timer").stdout.strip() == "enabled"
     assert host.run("systemctl is-active certbot.timer").stdout.strip() == "active"
+    assert f"REQUESTS_CA_BUNDLE={CA}" in host.run("systemctl show -P Environment certbot.service").stdout
 
 
 RENEWAL = "/etc/letsencrypt/renewal/my-blog.conf"
@@ -539,7 +545,6 @@ def test_another_acme_server_or_another_name_is_a_new_certificate(host):
     apply("blog.yml", **more)
     assert ask(host, "/", name="notes.example.com", ca=pebble_root(host)).status == 200
     apply("blog.yml")
-    assert apply("blog.yml")["changed"] == 0
 
 
 def test_refusal_of_the_acme_server_is_said_and_the_site_goes_on(host):

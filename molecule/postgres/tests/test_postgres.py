@@ -301,6 +301,100 @@ def test_a_new_password_is_in_no_log_and_no_process_list(host: Any, restored: No
         assert text not in logs, text
 
 
+def serial(machine: Any) -> str:
+    """The serial number of the certificate that the server shows to a new client."""
+    shown = f"openssl s_client -connect {address(machine)}:5432 -starttls postgres < /dev/null 2> /dev/null"
+    return str(machine.check_output(f"{shown} | openssl x509 -noout -serial"))
+
+
+def test_a_renewed_certificate_is_a_reload(host: Any) -> None:
+    before, old = started(host), serial(host)
+    sign = "openssl x509 -req -in db.test.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out db.test.pem"
+    host.check_output(f"cd {TLS} && printf 'subjectAltName=DNS:db.test\n' > ext && {sign}")
+    for check in (True, False):
+        run = play(check=check)
+        assert (run["rc"], run["changed"]) == (0, 1) and "read its configuration" in run["tasks"][0], run["tasks"]
+        assert (serial(host) == old) is check
+    assert started(host) == before and connect(host, "shop", PASSWORDS["shop"]).rc == 0
+    assert play()["changed"] == 0
+
+
+def test_a_replica_and_an_archive_come_on_top_without_a_restart(host: Any, restored: None) -> None:
+    before, later = started(host), f"/etc/postgresql/{VERSION}/main/conf.d/50-archive.conf"
+    host.check_output(f"echo \"archive_command = 'cp %p /var/lib/postgresql/probe-%f'\" > {later}")
+    rule = {"type": "hostssl", "database": "replication", "user": "replica", "address": "samehost"}
+    role = {"name": "replica", "password": "it's 100% $ecret", "attributes": ["REPLICATION"]}
+    try:
+        assert play(postgres_access=[rule], postgres_roles=[role])["rc"] == 0
+        options = f"host=db.test hostaddr={address(host)} user=replica sslmode=verify-full sslrootcert={TLS}/ca.pem"
+        copy = "env PGPASSWORD=%s pg_basebackup -w -d %s -D /tmp/replica -X stream -c fast -C -S replica"
+        done = host.run(copy, role["password"], options)
+        assert done.rc == 0, done.stderr
+        assert sql(host, "select slot_type || ' ' || temporary from pg_replication_slots") == "physical false"
+        sql(host, "select pg_switch_wal()")
+        assert (
+            host.run("for i in $(seq 50); do ls /var/lib/postgresql/probe-* && exit; sleep 0.2; done; exit 1").rc == 0
+        )
+        assert started(host) == before and host.file(later).exists
+    finally:
+        host.run(f"rm -rf /tmp/replica /var/lib/postgresql/probe-* {later}")
+        sql(host, "select pg_drop_replication_slot(slot_name) from pg_replication_slots; drop role if exists replica")
+
+
+MIRROR = """set -eu
+apt-get install -qy --no-install-recommends gpg gpg-agent > /dev/null
+export GNUPGHOME=$(mktemp -d) arch=$(dpkg --print-architecture) release=$(. /etc/os-release && echo $VERSION_CODENAME)-pgdg
+mkdir -p /srv/pgdg/pool /srv/pgdg/dists/$release/main/binary-$arch && cd /srv/pgdg
+gpg --batch --quiet --passphrase '' --quick-gen-key mirror@example.com
+gpg --armor --export > key.asc
+mkdir -p $GNUPGHOME/probe/DEBIAN
+printf 'Package: postgresql-probe\\nVersion: 1\\nArchitecture: all\\nMaintainer: mirror@example.com\\nDescription: probe\\n' \\
+  | tee $GNUPGHOME/probe/DEBIAN/control > $GNUPGHOME/entry
+dpkg-deb -b $GNUPGHOME/probe pool/probe.deb > /dev/null
+cd dists/$release
+{ cat $GNUPGHOME/entry; echo Filename: pool/probe.deb; stat -c 'Size: %s' /srv/pgdg/pool/probe.deb
+  echo SHA256: $(sha256sum < /srv/pgdg/pool/probe.deb | cut -d' ' -f1); } > main/binary-$arch/Packages
+{ echo Origin: apt.postgresql.org; echo Codename: $release; echo Components: main; echo Architectures: $arch all
+  echo Date: $(date -Ru); echo SHA256:
+  echo ' '$(sha256sum < main/binary-$arch/Packages | cut -d' ' -f1) $(stat -c %s main/binary-$arch/Packages) main/binary-$arch/Packages
+} | gpg --batch --yes --clearsign --output InRelease
+"""
+
+
+def test_packages_come_from_another_source_by_variable(host: Any, restored: None) -> None:
+    """A signed repository on the host itself, laid out as PostgreSQL's own is, plays a mirror of it."""
+    host.check_output(MIRROR)
+    values: dict[str, Any] = {
+        "postgres_repository": "pgdg", "postgres_repository_url": "file:/srv/pgdg",
+        "postgres_repository_key": "/srv/pgdg/key.asc", "postgres_extra_packages": ["postgresql-probe"],
+    }  # fmt: skip
+    try:
+        assert play(check=True, **values)["rc"] == 0 and not host.package("postgresql-probe").is_installed
+        run = play(**values)
+        assert run["rc"] == 0, run["output"][-2000:]
+        assert host.package("postgresql-probe").is_installed
+        assert "Signed-By: /srv/pgdg/key.asc" in host.file("/etc/apt/sources.list.d/pgdg.sources").content_string
+        assert play(**values)["changed"] == 0
+    finally:
+        host.run("apt-get purge -qy postgresql-probe; rm -f /etc/apt/sources.list.d/pgdg.sources; apt-get update -q")
+
+
+def test_data_without_checksums_is_refused(host: Any) -> None:
+    unit, data = f"postgresql@{VERSION}-second", f"/var/lib/postgresql/{VERSION}/second"
+    checksums = f"runuser -u postgres -- /usr/lib/postgresql/{VERSION}/bin/pg_checksums -D {data}"
+    switch = f"systemctl stop {unit} && {checksums} --%s && systemctl start {unit}"
+    host.check_output(switch % "disable")
+    try:
+        before = sql(host, "select pg_postmaster_start_time()", port=5433)
+        run = play(postgres_cluster="second", postgres_port=5433)
+        assert run["rc"] != 0 and f"the data in {data} has no page checksums. Nothing was changed." in run["words"]
+        assert "pg_checksums --enable" in run["words"]
+        assert sql(host, "select pg_postmaster_start_time()", port=5433) == before
+    finally:
+        host.check_output(switch % "enable")
+    assert sql(host, "show data_checksums", port=5433) == "on"
+
+
 def test_a_standby_gets_settings_and_keeps_the_rest(host: Any) -> None:
     host.check_output(f"runuser -u postgres -- touch {DATA}/standby.signal && systemctl restart {UNIT}")
     try:

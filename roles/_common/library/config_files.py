@@ -18,6 +18,7 @@ author: Stepladder
 """
 
 import base64
+import contextlib
 import grp
 import json
 import os
@@ -252,8 +253,38 @@ class Plan:
         return "(owner %s, group %s, mode %04o)\n" % (uid, gid, mode)
 
 
-def plan_directory(item, check):
-    """(differs, description) of one directory; makes or mends it when the run is for real. Raises Refused."""
+def make_directory(path, uid, gid, mode):
+    """Make a directory with its parents; returns how to undo it."""
+    made, parent = [], os.path.normpath(path)
+    while not os.path.isdir(parent):
+        made.append(parent)
+        parent = os.path.dirname(parent)
+    os.makedirs(path)
+
+    def undo():
+        for folder in made:
+            with contextlib.suppress(OSError):  # someone else may have put something there by now
+                os.rmdir(folder)
+
+    os.chown(path, uid, gid)
+    os.chmod(path, mode)
+    return undo
+
+
+def mend_directory(now, uid, gid, mode):
+    """Give a directory another owner or mode; returns how to undo it."""
+    os.chown(now.path, uid, gid)
+    os.chmod(now.path, mode)
+
+    def undo():
+        os.chown(now.path, now.uid, now.gid)
+        os.chmod(now.path, now.mode)
+
+    return undo
+
+
+def plan_directory(item, check, undo):
+    """The diff of one directory, None when it is right; makes or mends it when the run is for real. Raises Refused."""
     path, mode = item["path"], int(item["mode"], 8)
     now = Current(path)
     if item["state"] != "present":
@@ -267,28 +298,31 @@ def plan_directory(item, check):
     if now.kind == "directory" and (now.uid, now.gid, now.mode) == (uid, gid, mode):
         return None
     if not check:
-        if now.kind == "none":
-            os.makedirs(path, exist_ok=True)
-        os.chown(path, uid, gid)
-        os.chmod(path, mode)
+        undo.append(make_directory(path, uid, gid, mode) if now.kind == "none" else mend_directory(now, uid, gid, mode))
     before = "" if now.kind == "none" else Plan.attributes(now.uid, now.gid, now.mode)
     return {"before_header": path, "after_header": path, "before": before, "after": Plan.attributes(uid, gid, mode)}
 
 
 def put_in_place(payload, check):
     """Apply a payload; returns the module's result. Raises Refused, with everything as it was."""
-    diffs = [diff for diff in (plan_directory(item, check) for item in payload["directories"]) if diff]
-    plans = [Plan(item, check) for item in payload["files"]]
-    changing = [plan for plan in plans if plan.differs]
+    undo = []
     try:
-        for plan in changing:
-            plan.stage()
-        diffs += [plan.diff() for plan in changing]
-        if not check:
-            apply_all(changing, payload["verify"])
-    finally:
-        for plan in changing:
-            plan.discard()
+        diffs = [diff for diff in (plan_directory(item, check, undo) for item in payload["directories"]) if diff]
+        plans = [Plan(item, check) for item in payload["files"]]
+        changing = [plan for plan in plans if plan.differs]
+        try:
+            for plan in changing:
+                plan.stage()
+            diffs += [plan.diff() for plan in changing]
+            if not check:
+                apply_all(changing, payload["verify"])
+        finally:
+            for plan in changing:
+                plan.discard()
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
     return {
         "changed": bool(diffs),
         "changed_files": [plan.dest for plan in changing],

@@ -10,6 +10,8 @@ from typing import Any
 
 KEYS = {"name", "keys", "groups", "sudo", "state", "remove"}
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+# Seconds; what guarded_files takes at least.
+SHORTEST_PROOF = 5
 OWN_KEYWORDS = {
     "port": "base_ssh_port",
     "passwordauthentication": "base_ssh_passwords",
@@ -17,6 +19,18 @@ OWN_KEYWORDS = {
     "permitrootlogin": "base_ssh_root_with_key",
     "authorizedkeysfile": "base_administrators",
 }
+
+
+def _fields(blob: bytes) -> list[bytes]:
+    """The fields of a public key, each with its length before it (RFC 4251); ValueError when it ends too early."""
+    found = []
+    while blob:
+        length = int.from_bytes(blob[:4], "big")
+        if len(blob) < 4 + length:
+            raise ValueError
+        found.append(blob[4 : 4 + length])
+        blob = blob[4 + length :]
+    return found
 
 
 def _key_problem(key: Any) -> str:
@@ -31,11 +45,10 @@ def _key_problem(key: Any) -> str:
     if not match:
         return f"the key {shown!r}, which is not an OpenSSH public key (ssh-ed25519 AAAA... ada@example.com)"
     try:
-        blob = base64.b64decode(match.group(2) + "=" * (-len(match.group(2)) % 4), validate=True)
+        fields = _fields(base64.b64decode(match.group(2) + "=" * (-len(match.group(2)) % 4), validate=True))
     except (ValueError, binascii.Error):
-        blob = b""
-    kind = match.group(1).encode()
-    if blob[4 : 4 + len(kind)] != kind:
+        fields = []
+    if len(fields) < 2 or fields[0] != match.group(1).encode():
         return f"the key {shown!r}, which is cut short or damaged"
     return ""
 
@@ -87,7 +100,7 @@ def base_administrator_problems(administrators: list[dict[str, Any]], passwords:
     return problems
 
 
-def base_ssh_problems(settings: dict[str, Any], port: int) -> list[str]:
+def base_ssh_problems(settings: dict[str, Any], port: int, confirm_seconds: int) -> list[str]:
     """One sentence per thing that is wrong with sshd's settings."""
     problems = []
     for keyword, value in settings.items():
@@ -100,6 +113,11 @@ def base_ssh_problems(settings: dict[str, Any], port: int) -> list[str]:
             problems.append(f"base_ssh_settings has {keyword!r}, which is not a keyword with a value of one line.")
     if not 1 <= port <= 65535:
         problems.append(f"base_ssh_port is {port}; a port is a number from 1 to 65535.")
+    if confirm_seconds < SHORTEST_PROOF:
+        problems.append(
+            f"base_ssh_confirm_seconds is {confirm_seconds}, too short to prove a way back in; "
+            f"allow {SHORTEST_PROOF} at least."
+        )
     return problems
 
 

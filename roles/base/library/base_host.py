@@ -9,7 +9,7 @@ short_description: Bring administrators' accounts into their states, and tell wh
 description:
   - Makes, unlocks, locks or deletes accounts and sets their additional groups. Keys and sudo rules are files, and not its business.
   - An account that is not listed is never touched. Nothing is changed when one of the accounts may not be.
-  - Returns what the role's other tasks must know (C(own_clock), C(own_kernel), C(ssh_port), C(locale_ready), C(locale_file),
+  - Returns what the role's other tasks must know (C(own_clock), C(own_kernel), C(ssh_client), C(ssh_port), C(locale_ready), C(locale_file),
     C(timezone_file)).
 options:
   administrators:
@@ -31,6 +31,7 @@ author: Stepladder
 import grp
 import os
 import pwd
+import re
 import signal
 import subprocess
 
@@ -40,6 +41,7 @@ FIRST_PERSON = 1000
 LOCKED_DAY = "1"  # the second of January 1970: an account that expired then takes no key either
 CLOCK = 25  # CAP_SYS_TIME
 ZONES = "/usr/share/zoneinfo"
+LOCALES = "/usr/share/i18n/locales"
 BUILT_IN_LOCALES = ("C", "POSIX", "C.UTF-8")
 
 
@@ -90,19 +92,20 @@ def parent(pid):
         return int(handle.read().rpartition(")")[2].split()[1])
 
 
-def ssh_port():
-    """The port of sshd by which this run came in, 0 when it did not; sudo hides it from us, but not from our parents."""
+def ssh_connection():
+    """The (client's address, port of sshd) by which this run came in; sudo hides them from us, but not from our parents."""
     pid = os.getpid()
     while pid > 1:
         try:
             with open("/proc/%d/environ" % pid, "rb") as handle:
                 words = dict(item.split(b"=", 1) for item in handle.read().split(b"\0") if b"=" in item)
             if b"SSH_CONNECTION" in words:
-                return int(words[b"SSH_CONNECTION"].split()[3])
+                client, _port, _server, port = words[b"SSH_CONNECTION"].decode().split()
+                return client, int(port)
             pid = parent(pid)
         except OSError:
-            return 0
-    return 0
+            break
+    return "", 0
 
 
 def locale_is_ready(name):
@@ -128,12 +131,15 @@ def log_out(uid):
             continue
 
 
-def refuse(entries, timezone):
-    """Raise Refused when an account must not be touched."""
+def refuse(entries, timezone, locale):
+    """Raise Refused when an account must not be touched, or for a name that this host does not know."""
     if os.path.isdir(ZONES) and not os.path.isfile(os.path.join(ZONES, timezone)):
         raise Refused(
             "this host does not know the time zone %s. Set base_timezone to a name under %s." % (timezone, ZONES)
         )
+    source = re.sub(r"\.[^@]*", "", locale)
+    if os.path.isdir(LOCALES) and locale not in BUILT_IN_LOCALES and not os.path.exists(os.path.join(LOCALES, source)):
+        raise Refused("this host does not know the locale %s. Set base_locale to one of %s." % (locale, LOCALES))
     connecting = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
     for entry in entries:
         name, now = entry["name"], account(entry["name"])
@@ -227,10 +233,11 @@ def main():
     )
     entries = module.params["administrators"]
     try:
-        refuse(entries, module.params["timezone"])
+        refuse(entries, module.params["timezone"], module.params["locale"])
         done = bring(entries, module.check_mode)
     except Refused as refusal:
         module.fail_json(msg="base: %s" % refusal)
+    client, port = ssh_connection()
     module.exit_json(
         changed=bool(done),
         steps=done,
@@ -242,7 +249,8 @@ def main():
         },
         own_clock=has_own_clock(),
         own_kernel=has_own_kernel(),
-        ssh_port=ssh_port(),
+        ssh_client=client,
+        ssh_port=port,
         locale_ready=locale_is_ready(module.params["locale"]),
         locale_file=os.path.realpath("/etc/default/locale"),
         timezone_file=os.path.exists("/etc/timezone"),

@@ -45,7 +45,10 @@ def main():
             "version": {"type": "str", "required": True},
             "data_directory": {"type": "str", "required": True},
         },
+        supports_check_mode=True,
     )
+    if module.check_mode:
+        module.exit_json(changed=True)
     with open(os.path.join(module.params["data_directory"], "postmaster.pid")) as handle:
         lines = handle.read().splitlines()
     server = (module.params["version"], lines[4], lines[3])
