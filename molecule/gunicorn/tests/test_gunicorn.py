@@ -90,7 +90,9 @@ class Load:
         self.host.run("for i in $(seq 400); do test -s /run/load.json && break; sleep 0.1; done")
         found = json.loads(self.host.file("/run/load.json").content_string)
         print(found)
-        return found
+        assert found["twins"] == ["still"], found
+        # What the site made a request wait beyond what this busy machine makes any request wait.
+        return {**found, "waited": found["longest"] - found["machine"]}
 
 
 FIRST = {}
@@ -116,7 +118,7 @@ def test_release_changes_without_a_failed_or_waiting_request(host, r1):
     served(gunicorn_release="r1")
     found = load.result()
     assert set(found["kinds"]) == {"release r1", "release r2"}, found
-    assert found["longest"] < 0.5, found
+    assert found["waited"] < 0.5, found
     assert tidy(host) == r1, "going back to the same release with the same settings is the same instance"
 
 
@@ -136,7 +138,7 @@ def test_release_that_does_not_get_healthy_changes_nothing(host, r1, release, se
     output = re.sub(r"\s+", " ", done.stdout)
     assert sentence in output and "last log lines" in output and f"{r1} keeps serving" in output
     assert "s3cr3t-value" not in output
-    assert set(found["kinds"]) == {"release r1"} and found["longest"] < 0.5, found
+    assert set(found["kinds"]) == {"release r1"} and found["waited"] < 0.5, found
     assert tidy(host) == r1
 
 
