@@ -266,6 +266,10 @@ class Notes:
     def migration(self, name: str, after: str, *operations: str) -> None:
         (self.folder / f"notes/migrations/{name}.py").write_text(MIGRATION % (after, ", ".join(operations)))
 
+    def stars(self) -> None:
+        """The migration that most tests deploy, or try to."""
+        self.migration("0002_stars", "0001_initial", COLUMN % "stars")
+
     @property
     def given(self) -> dict[str, Any]:
         return {"site": "notes", "tree": str(self.folder)}
@@ -367,13 +371,14 @@ def test_hooks_run_around_each_step_in_order(host: Any, notes: Notes) -> None:
 def test_second_run_changes_nothing_and_check_mode_tells_what_would_change(notes: Notes) -> None:
     before = [notes.state(), notes.releases]
     assert "changed=0" in deployed(**notes.given).stdout
-    notes.migration("0002_stars", "0001_initial", COLUMN % "stars")
+    notes.stars()
     checked = deployed("--check", "--diff", **notes.given).stdout
     assert int(re.search(r"changed=(\d+)", checked).group(1)) > 0
     assert [notes.state(), notes.releases] == before
 
 
 def test_gate_that_fails_leaves_what_is_live_and_the_database(notes: Notes) -> None:
+    notes.stars()
     said = notes.stays("the gate `manage.py no_such_command` failed", django_gates=["check", "no_such_command"])
     assert "What is live was not touched" in said and "Unknown command: 'no_such_command'" in said
     said = notes.stays("failed (exit 1)", django_https=False, django_check_fail_level="WARNING")
@@ -381,6 +386,7 @@ def test_gate_that_fails_leaves_what_is_live_and_the_database(notes: Notes) -> N
 
 
 def test_locked_table_stops_the_migration_and_not_the_site(notes: Notes, session: Session) -> None:
+    notes.stars()
     session.hold("lock table notes_note in access share mode")
     said = notes.stays("a table's lock was not to be had within 300ms, 2 times in a row")
     assert "The database is as it was." in said
@@ -388,6 +394,7 @@ def test_locked_table_stops_the_migration_and_not_the_site(notes: Notes, session
 
 def test_one_migration_at_a_time(host: Any, notes: Notes, session: Session) -> None:
     key = f"select pg_advisory_lock({0x53746570}, {zlib.crc32(b'default') & 0x7FFFFFFF})"
+    notes.stars()
     holder = session.hold(key)
     notes.stays(f"another migration of this database runs (its lock is held by PostgreSQL process {holder})")
     waiting = notes.start(django_migrate_wait=60)
@@ -402,6 +409,7 @@ def test_one_migration_at_a_time(host: Any, notes: Notes, session: Session) -> N
 
 
 def test_migration_that_fails_takes_those_before_it_with_it(host: Any, notes: Notes) -> None:
+    notes.stars()
     notes.migration("0003_likes", "0002_stars", COLUMN % "likes")
     notes.migration("0004_wrong", "0003_likes", "migrations.RunPython(fail, migrations.RunPython.noop)")
     said = notes.stays("a migration failed: RuntimeError: this migration is wrong")
@@ -409,13 +417,15 @@ def test_migration_that_fails_takes_those_before_it_with_it(host: Any, notes: No
     assert "likes" not in sql(
         host, "select string_agg(attname, ' ') from pg_attribute where attrelid = 'notes_note'::regclass"
     )
-    (notes.folder / "notes/migrations/0004_wrong.py").unlink()
 
 
 def test_rollback_undoes_migrations_and_goes_on_where_it_was_interrupted(
     host: Any, notes: Notes, session: Session, serving: Any
 ) -> None:
-    second = notes.live
+    notes.again()
+    notes.stars()
+    second = notes.deploy()
+    notes.migration("0003_likes", "0002_stars", COLUMN % "likes")
     third = notes.deploy()
     assert migrations(host)[-1] == "0003_likes" and len({notes.first, second, third}) == 3
     session.hold("lock table notes_note in access share mode")
@@ -433,7 +443,7 @@ def test_rollback_undoes_migrations_and_goes_on_where_it_was_interrupted(
 
 
 def test_rollback_refuses_what_cannot_be_undone_and_old_releases_go(host: Any, notes: Notes) -> None:
-    (notes.folder / "notes/migrations/0003_likes.py").unlink()
+    notes.again()
     notes.migration("0002_stars", "0001_initial", COLUMN % "stars", "migrations.RunPython(lambda *given: None)")
     newest = notes.deploy(django_keep_releases=2)
     assert notes.releases == sorted([notes.first, newest])
@@ -444,6 +454,7 @@ def test_rollback_refuses_what_cannot_be_undone_and_old_releases_go(host: Any, n
 
 
 def test_interrupted_build_is_made_again_or_waited_for(host: Any, notes: Notes) -> None:
+    notes.again()
     (notes.folder / "notes/text.py").write_text("")
     before = notes.live
 
