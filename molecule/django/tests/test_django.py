@@ -416,7 +416,7 @@ def test_migration_that_fails_takes_those_before_it_with_it(host: Any, notes: No
     notes.migration("0004_wrong", "0003_likes", "migrations.RunPython(fail, migrations.RunPython.noop)")
     limits = {"django_migrate_statement_timeout": "9min"}
     said = notes.stays("a migration failed: RuntimeError: wrong with 300ms and 9min", **limits)
-    assert "notes.0003_likes had been applied before that and were undone" in said
+    assert re.search(r"notes.0003_likes(, notes.0002_stars)? had been applied before that and were undone", said)
     assert "likes" not in sql(
         host, "select string_agg(attname, ' ') from pg_attribute where attrelid = 'notes_note'::regclass"
     )
