@@ -76,6 +76,14 @@ def test_site_answers_over_verified_https(lab):
     assert lab.get("/readyz").status == 200
 
 
+def test_access_log_says_how_long_a_request_waited_for_a_worker(lab):
+    lab.get("/healthz?waited")
+    done = lab.ssh("web1", "sudo grep waited /var/log/nginx/shop-access.log | tail -1")
+    line = json.loads(done.stdout)
+    assert 0 <= line["queue_seconds"] <= line["seconds"] + 0.01
+    assert "X-Queue-Seconds" not in lab.get("/healthz").headers
+
+
 def test_an_address_without_the_sites_name_is_not_served(lab):
     with pytest.raises(OSError):
         lab.get("/", name="other.example.com")
