@@ -74,123 +74,43 @@ author: Stepladder
 """
 
 import glob
-import grp
 import os
-import pwd
 import re
-import ssl
-import stat
-import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.redis_wire import (
-    LOCAL,
-    LOCAL_MARK,
-    ErrorReply,
-    Refused,
-    by_socket,
-    by_tls,
-    leaf,
-    meaning,
-    reachable,
-    setting,
-    sha256,
-)
+from ansible.module_utils.redis_place import ARGUMENTS, Place, bring_users, command, read
+from ansible.module_utils.redis_wire import ErrorReply, Refused, leaf, meaning, setting
 
-PATIENCE = 60  # seconds that a started server may take to answer
 # What the trial run has of its own, and what the server decides at run time (whose replica it is).
 OF_THE_PLACE = {"port", "tls-port", "unixsocket", "pidfile", "dir", "aclfile", "supervised", "logfile"}
 OF_THE_TOPOLOGY = {"replicaof", "slaveof", "primaryof"}
 TLS_FILES = ("tls-cert-file", "tls-key-file", "tls-ca-cert-file")
-UP = ("active", "activating", "reloading")
 
 
-class Instance:
-    """One instance on this host and what is known about it."""
+class Instance(Place):
+    """A server of data on this host."""
 
     def __init__(self, params):
-        self.params = params
-        self.name = params["name"]
-        self.user = "redis-%s" % self.name
-        self.unit = "redis-%s.service" % self.name
-        self.program = "/usr/bin/%s-server" % params["flavor"]
-        self.etc, self.data = "/etc/redis-%s" % self.name, "/var/lib/redis-%s" % self.name
-        self.socket = "/run/redis-%s/redis.sock" % self.name
+        super().__init__(params)
         self.marker = "/run/redis-%s.tls" % self.name
-        self.secret = read("%s/local" % self.etc).strip()
-        self.local_hash = sha256(self.secret) if self.secret else ""
-
-    def units(self):
-        names = [self.unit, "%s-server.service" % self.params["flavor"]]
-        done = subprocess.run(
-            ["systemctl", "show", "-p", "ActiveState,MainPID", "--", *names],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        )  # fmt: skip
-        blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in done.stdout.strip().split("\n\n")]
-        return [block.get("ActiveState", "") for block in blocks]
-
-    def connect(self):
-        """A connection of an administrator: by the host's own password, else by the one that the play gives."""
-        client = by_socket(self.socket)
-        for user, password in ((LOCAL, self.secret), (self.params["admin"], self.params["admin_password"])):
-            try:
-                if password:
-                    client.call("AUTH", user, password)
-                    return client
-            except ErrorReply as error:
-                if error.args[0].startswith("LOADING"):
-                    client.close()
-                    raise Loading(str(error))
-        client.close()
-        raise Refused(
-            "redis: %s takes neither the password in %s/local nor redis_admin_password. Nothing was changed. Restart %s: it "
-            "then reads its users from %s/users.acl." % (self.unit, self.etc, self.unit, self.etc)
-        )
-
-    def connect_patiently(self):
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                client = self.connect()
-                client.call("PING")
-                return client
-            except (OSError, Loading, ErrorReply) as error:
-                if time.monotonic() > end:
-                    raise Refused(
-                        "redis: %s runs and does not answer on %s after %d s: %s. Look at `journalctl -u %s`."
-                        % (self.unit, self.socket, PATIENCE, error, self.unit)
-                    )
-                time.sleep(0.1)
 
     def wanted(self):
         """What the new texts mean, in the program's words: (settings, users)."""
         try:
             return meaning(
-                self.program, self.user, self.params["tls_group"], self.params["config"], self.params["acl"], self.local_hash
+                self.program,
+                self.user,
+                self.params["tls_group"],
+                self.params["config"],
+                self.params["acl"],
+                self.local_hash,
             )
         except Refused as refusal:
             raise Refused(
                 "redis: %s does not take the new configuration of %s: %s. Nothing was changed. Correct redis_settings, "
                 "redis_users or the TLS files." % (self.program, self.name, refusal)
             )
-
-    def proof(self):
-        """Why an authenticated PING over verified TLS does not work, or "", and the certificate that was served."""
-        params = self.params
-        pair = (params["certificate"], params["key"]) if setting(params["config"], "tls-auth-clients") != "no" else None
-        where = (reachable(params["bind"]), params["port"])
-        served = None
-        try:
-            client, served = by_tls(*where, params["ca"], pair, params["tls_name"])
-            try:
-                client.call("AUTH", params["admin"], params["admin_password"])
-                answer = client.call("PING")
-            finally:
-                client.close()
-        except (OSError, ssl.SSLError, ErrorReply) as error:
-            return "%s:%d: %s" % (*where, error), served
-        return ("" if answer == "PONG" else "%s:%d answers %s" % (*where, answer)), served
 
     def tls_is_stale(self, client, served):
         """Whether the files hold something that the server has not read."""
@@ -206,49 +126,6 @@ class Instance:
     def note_tls(self, client):
         with open(self.marker, "w", encoding="ascii") as handle:
             handle.write("%s %f" % (client.info("server")["run_id"], time.time()))
-
-
-class Loading(Exception):
-    """The server reads its data and will answer later."""
-
-
-def read(path):
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def listening(port):
-    """Whether anything on this host listens on a TCP port."""
-    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in read(path).splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A" and int(words[1].rsplit(":", 1)[1], 16) == port:
-                return True
-    return False
-
-
-def readable(path, group):
-    """Whether a member of the group may read a file."""
-    try:
-        info = os.stat(path)
-    except OSError:
-        return False
-    try:
-        belongs = info.st_gid == grp.getgrnam(group).gr_gid
-    except KeyError:
-        belongs = False
-    return bool(info.st_mode & stat.S_IROTH or (belongs and info.st_mode & stat.S_IRGRP))
-
-
-def exists(lookup, name):
-    try:
-        lookup(name)
-    except KeyError:
-        return False
-    return True
 
 
 def kind(appendonly, save):
@@ -278,21 +155,11 @@ def differences(wanted, client, port):
 
 def look(instance):
     params = instance.params
-    unit, debian = instance.units()
     old = read("%s/redis.conf" % instance.etc)
-    flavor = re.search(r"^ExecStart=/usr/bin/(\w+)-server", read("/etc/systemd/system/%s" % instance.unit), re.M)
-    files = [path for path in glob.glob("%s/*.rdb" % instance.data) + glob.glob("%s/appendonlydir/*" % instance.data)]
+    files = glob.glob("%s/*.rdb" % instance.data) + glob.glob("%s/appendonlydir/*" % instance.data)
     found = {
-        "installed": os.path.exists(instance.program)
-        and exists(pwd.getpwnam, instance.user)
-        and exists(grp.getgrnam, params["tls_group"]),
-        "user_exists": exists(pwd.getpwnam, instance.user),
-        "debian_runs": debian in UP,
-        "flavor": flavor.group(1) if flavor else "",
-        "running": unit in UP,
+        **instance.facts(),
         "data_files": [os.path.relpath(path, instance.data) for path in sorted(files)],
-        "unreadable": [params[key] for key in ("certificate", "key", "ca") if not readable(params[key], params["tls_group"])],
-        "local_hash": instance.local_hash,
         "wanted_persistence": kind(setting(params["config"], "appendonly"), setting(params["config"], "save")),
         "persistence": kind(setting(old, "appendonly"), setting(old, "save")) if old else "",
         "differs": [],
@@ -301,11 +168,9 @@ def look(instance):
         "role": "",
         "primary": "",
     }
-    own_port = setting(old, "tls-port")
-    found["port_taken"] = listening(params["port"]) and not (found["running"] and own_port == str(params["port"]))
     if found["installed"] and not found["unreadable"]:
         wanted = instance.wanted()
-    if not found["running"]:
+    if not found["running"] or found["flavor"] != params["flavor"] or found["is_sentinel"]:
         return found
     client = instance.connect_patiently()
     try:
@@ -372,12 +237,7 @@ def apply(instance, check):
                 if "immutable" not in str(error) and "protected" not in str(error):
                     raise Refused("redis: %s did not take %s: %s" % (instance.unit, name, error))
                 pending.append(name)
-        for name in sorted(users):
-            command(client, "ACL", "SETUSER", name, "reset", *users[name].split(" "))
-            done.append("user %s" % name)
-        if surplus:
-            command(client, "ACL", "DELUSER", *surplus)
-            done += ["user %s" % name for name in surplus]
+        done += ["user %s" % name for name in bring_users(client, wanted[1])]
         left = [name for name in sum(map(list, differences(wanted, client, params["port"])), []) if name not in pending]
         if left:
             raise Refused("redis: %s has taken %s and still has other values." % (instance.unit, ", ".join(left)))
@@ -389,34 +249,20 @@ def apply(instance, check):
                 "the certificate's names and dates." % (instance.unit, reason)
             )
         if served != leaf(params["certificate"]):
-            raise Refused("redis: %s still serves another certificate than %s." % (instance.unit, params["certificate"]))
+            raise Refused(
+                "redis: %s still serves another certificate than %s." % (instance.unit, params["certificate"])
+            )
         info = client.info("server")
     finally:
         client.close()
     return {"changed": bool(done), "set": done, "pending": pending, "run_id": info["run_id"]}
 
 
-def command(client, *words):
-    try:
-        return client.call(*words)
-    except ErrorReply as error:
-        # A command's arguments may be hashes; its first words are enough.
-        raise Refused("redis: the server refused %s: %s" % (" ".join(words[:3]), error))
-
-
 def main():
-    text = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
+            **ARGUMENTS,
             "action": {"type": "str", "required": True, "choices": ["look", "persist", "apply"]},
-            "config": {**text, "no_log": True},
-            "acl": {**text, "no_log": True},
-            "admin_password": {**text, "no_log": True},
-            "bind": {"type": "list", "elements": "str", "required": True},
-            "port": {"type": "int", "required": True},
-            "key": {**text, "no_log": False},  # a path
-            "tls_name": {"type": "str", "default": ""},
-            **{name: text for name in ("name", "flavor", "admin", "certificate", "ca", "tls_group")},
         },
         supports_check_mode=True,
     )

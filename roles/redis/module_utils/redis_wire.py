@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pwd
-import grp
 import resource
 import secrets
 import shutil
@@ -68,7 +68,7 @@ class Client:
 
     def config(self):
         flat = self.call("CONFIG", "GET", "*")
-        return dict(zip(flat[::2], flat[1::2]))
+        return dict(zip(flat[::2], flat[1::2], strict=False))
 
     def users(self):
         """The rules of each user as the server lists them: one line per user, in an order of its own."""
@@ -154,7 +154,7 @@ def meaning(program, user, group, config, acl, local_hash, sentinel=False):
         allow_open_files()
         with open(paths["log"], "wb") as log:
             process = subprocess.Popen(
-                [program, paths["config"], *(word for pair in options.items() for word in pair)],
+                [program, paths["config"], *(["--sentinel"] if sentinel else []), *(word for pair in options.items() for word in pair)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder,
                 user=owner.pw_uid, group=owner.pw_gid, extra_groups=[grp.getgrnam(group).gr_gid],
             )  # fmt: skip
@@ -171,7 +171,7 @@ def meaning(program, user, group, config, acl, local_hash, sentinel=False):
         try:
             client.call("AUTH", LOCAL, password)
             users = {name: rules.replace(own_hash, local_hash) for name, rules in client.users().items()}
-            return client.config(), users
+            return {} if sentinel else client.config(), users
         finally:
             client.close()
     finally:
@@ -190,7 +190,14 @@ def allow_open_files():
 
 def words_of(log):
     """What a server that did not start complained about."""
-    skip = ("oO0OoO0OoO0Oo", "version=", "Configuration loaded", "monotonic clock", "Running mode", "Server initialized")
+    skip = (
+        "oO0OoO0OoO0Oo",
+        "version=",
+        "Configuration loaded",
+        "monotonic clock",
+        "Running mode",
+        "Server initialized",
+    )
     lines = [line.strip() for line in log.splitlines() if line.strip() and not any(word in line for word in skip)]
     return "; ".join(lines[-6:]) or "it said nothing"
 
