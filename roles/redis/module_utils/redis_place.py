@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import grp
 import os
 import pwd
 import re
+import socket
 import ssl
 import stat
 import subprocess
@@ -46,10 +49,10 @@ class Place:
         self.local_hash = sha256(self.secret) if self.secret else ""
 
     def units(self):
-        """(whether the instance runs, whether Debian's own one does)."""
+        """(whether the instance runs, its process, whether Debian's own one runs)."""
         names = [self.unit, "%s-server.service" % self.params["flavor"]]
         done = subprocess.run(
-            ["systemctl", "show", "-p", "ActiveState,NRestarts", "--", *names],
+            ["systemctl", "show", "-p", "ActiveState,NRestarts,MainPID", "--", *names],
             stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
         blocks = [
@@ -58,7 +61,7 @@ class Place:
         own, debian = [block.get("ActiveState", "") for block in blocks]
         # What starts again and again does not run: nobody can ask it, and this run may be what mends it.
         running = own in UP or (own == "activating" and blocks[0].get("NRestarts") == "0")
-        return running, debian in (*UP, "activating")
+        return running, blocks[0].get("MainPID", "0"), debian in (*UP, "activating")
 
     def connect(self):
         """A connection of an administrator: by the host's own password, else by the one that the play gives."""
@@ -96,15 +99,15 @@ class Place:
     def facts(self):
         """What preflight asks about the host."""
         params = self.params
-        running, debian_runs = self.units()
-        own_port = setting(read("%s/redis.conf" % self.etc), "tls-port")
+        running, pid, debian_runs = self.units()
         return {
             "installed": os.path.exists(self.program)
             and exists(pwd.getpwnam, self.user)
             and exists(grp.getgrnam, params["tls_group"]),
             "debian_runs": debian_runs,
             "running": running,
-            "port_taken": listening(params["port"]) and not (running and own_port == str(params["port"])),
+            "port_taken": bool(listeners(params["port"]) - sockets(pid)),
+            "strange_addresses": [address for address in params["bind"] if strange(address)],
             "unreadable": [
                 params[key] for key in ("certificate", "key", "ca") if not readable(params[key], params["tls_group"])
             ],
@@ -147,13 +150,35 @@ def read(path):
         return ""
 
 
-def listening(port):
-    """Whether anything on this host listens on a TCP port."""
+def listeners(port):
+    """The inodes of the sockets that listen on a TCP port of this host."""
+    found = set()
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in read(path).splitlines()[1:]:
             words = line.split()
             if words[3] == "0A" and int(words[1].rsplit(":", 1)[1], 16) == port:
-                return True
+                found.add(words[9])
+    return found
+
+
+def sockets(pid):
+    """The inodes of the sockets that a process has open."""
+    found = set()
+    for path in glob.glob("/proc/%s/fd/*" % pid):
+        with contextlib.suppress(OSError):
+            found.update(re.findall(r"^socket:\[(\d+)\]$", os.readlink(path)))
+    return found
+
+
+def strange(address):
+    """Whether a server could not start on an address, because this host does not have it."""
+    if address.startswith("-") or address in ("*", "::*"):
+        return False
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return True
     return False
 
 

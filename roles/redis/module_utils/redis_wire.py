@@ -6,6 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
+import re
 import resource
 import secrets
 import shutil
@@ -191,14 +192,11 @@ def allow_open_files():
 def words_of(log):
     """What a server that did not start complained about."""
     skip = (
-        "oO0OoO0OoO0Oo",
-        "version=",
-        "Configuration loaded",
-        "monotonic clock",
-        "Running mode",
-        "Server initialized",
-    )
-    lines = [line.strip() for line in log.splitlines() if line.strip() and not any(word in line for word in skip)]
+        "oO0OoO0OoO0Oo", "version=", "Configuration loaded", "monotonic clock", "Running mode", "Server initialized",
+        "Memory overcommit", "TCP backlog",
+    )  # fmt: skip
+    bare = (re.sub(r"^\d+:[A-Z] .*?\d\d\d [.*#-] ", "", line).strip() for line in log.splitlines())
+    lines = [line for line in bare if line and not any(word in line for word in skip)]
     return "; ".join(lines[-6:]) or "it said nothing"
 
 
