@@ -165,11 +165,15 @@ def rehearse(lab: Lab, start: int, end: int, rate: float) -> int:
 
 @dataclass(frozen=True)
 class Drill:
-    """Something bad or ordinary that is done to the running site; what it promises, and how many visits may fail."""
+    """Something bad or ordinary that is done to the running site; `allowed` gives the sentence for a broken promise.
+
+    It needs a host in `group`.
+    """
 
     what: str
     act: Callable[[Lab, Traffic], None]
     allowed: Callable[[Report], str]
+    group: str = "web"
 
 
 def nothing_failed(summed: Report) -> str:
@@ -237,6 +241,32 @@ def kill_web(lab: Lab, made: Traffic) -> None:
     time.sleep(SETTLE_SECONDS)
 
 
+def kill_cache(lab: Lab, made: Traffic) -> None:
+    """The cache dies, comes back empty, hangs, and goes on."""
+    for host in in_group(lab, "cache"):
+        for words, what, seconds in (
+            ("kill --signal=KILL redis-cache", "is killed", SETTLE_SECONDS),
+            ("stop redis-cache", "is stopped", 2 * SETTLE_SECONDS),
+            ("start redis-cache", "is back, empty", SETTLE_SECONDS),
+            ("kill --signal=STOP redis-cache", "hangs", 2 * SETTLE_SECONDS),
+            ("kill --signal=CONT redis-cache", "goes on", SETTLE_SECONDS),
+        ):
+            made.mark(f"{host} {what}")
+            if commands.ssh(lab, host, [f"sudo systemctl {words}"]):
+                raise MachineError(f"systemctl {words} failed on {host}.")
+            time.sleep(seconds)
+
+
+def needed(lab: Lab, group: str) -> list[str]:
+    """The hosts of a group; raises MachineError when the lab's stage has none."""
+    found = in_group(lab, group)
+    if not found:
+        raise MachineError(
+            f"The lab {lab.name} has no host in {group} at stage {lab.load().stage}. ./ladder up a higher one."
+        )
+    return found
+
+
 def reboot_all(lab: Lab, made: Traffic) -> None:
     """All hosts go down at once and come back."""
     client = commands.connect()
@@ -266,13 +296,15 @@ DRILLS = {
     "deploy": Drill("a deploy and a rollback; no visit fails", deploy, nothing_failed),
     "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
     "kill-web": Drill("Gunicorn is killed; it serves again within 10 s", kill_web, at_most(10)),
+    "kill-cache": Drill("the cache is killed, stopped, and hangs; no visit fails", kill_cache, nothing_failed, "cache"),
     "reboot-all": Drill("all hosts lose power; the site serves again within 60 s", reboot_all, at_most(60)),
 }
 
 
 def drill(lab: Lab, name: str, rate: float) -> int:
     """Run one drill, or all of them; gives 1 when a promise was broken."""
-    chosen = list(DRILLS) if name == "all" else [name]
+    chosen = [one for one, item in DRILLS.items() if in_group(lab, item.group)] if name == "all" else [name]
+    needed(lab, DRILLS[chosen[0]].group)
     broken = []
     for one in chosen:
         console.print(f"\nDrill {one}: {DRILLS[one].what}")
