@@ -22,6 +22,7 @@ from ansible.release import __version__ as core_version
 
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
+SINGLE = ("cache",)  # groups of which the site uses one host
 GROUP_STAGES = {"cache": 2}  # the stage that a group's layer comes with; those of stage 1 are always run
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
@@ -131,6 +132,15 @@ def stage_problems(groups: Mapping[str, list[str]], stages: Mapping[str, int], s
     ]
 
 
+def single_problems(groups: Mapping[str, list[str]]) -> list[str]:
+    """One sentence per group that has more hosts than the site would use."""
+    return [
+        f"The group {group} has {listed(groups[group])}, and the site uses one host of it. Leave one in the inventory."
+        for group in SINGLE
+        if len(groups.get(group) or []) > 1
+    ]
+
+
 def address_problems(addresses: Mapping[str, str]) -> list[str]:
     """One sentence per address that several hosts share."""
     by_address: dict[str, list[str]] = defaultdict(list)
@@ -234,6 +244,7 @@ class ActionModule(ActionBase):
         groups, hostvars = task_vars["groups"], task_vars["hostvars"]
         needed = self._task.args.get("groups") or {}
         problems = group_problems(groups, needed, self._task.args.get("kit_groups") or list(needed))
+        problems += single_problems(groups)
         if stage := self._task.args.get("stage"):
             problems += stage_problems(groups, GROUP_STAGES, int(stage))
         hosts = [host for host in groups.get("site") or [] if host != "localhost"]
