@@ -23,7 +23,7 @@ def grown(lab):
 
 def shell(lab, code: str) -> str:
     """What a line of Python says in the site's own environment."""
-    return lab.ssh("web1", f"sudo shop-manage shell -c {json.dumps(code)} 2>/dev/null").stdout.strip()
+    return lab.ssh("web1", f"sudo shop-manage shell --no-imports -c {json.dumps(code)} 2>/dev/null").stdout.strip()
 
 
 def test_growth_fails_no_visit_and_loses_no_order(grown):
@@ -81,7 +81,7 @@ def test_nothing_outdated_comes_back_with_the_cache(grown):
         "input(); cache.set('price', 'new'); cache.set('price', 'newer'); print(cache.get('price'), flush=True); "
         "input(); time.sleep(2.5); print(cache.get('price'), flush=True)"
     )
-    command = lab.ssh_command("web1", f"sudo shop-manage shell -c {json.dumps(code)} 2>/dev/null")
+    command = lab.ssh_command("web1", f"sudo shop-manage shell --no-imports -c {json.dumps(code)} 2>/dev/null")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline().strip() == "old"
