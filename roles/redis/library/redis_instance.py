@@ -164,7 +164,7 @@ def look(instance):
         "persistence": kind(setting(old, "appendonly"), setting(old, "save")) if old else "",
         "differs": [],
         "proved": False,
-        "keys": 0,
+        "key_count": 0,
         "role": "",
         "primary": "",
     }
@@ -176,7 +176,7 @@ def look(instance):
     try:
         info, config = client.info("all"), client.config()
         found["persistence"] = kind(config["appendonly"], config["save"])
-        found["keys"] = keys(info)
+        found["key_count"] = keys(info)
         found["role"] = info["role"]
         if info["role"] == "slave":
             found["primary"] = "%s:%s" % (info["master_host"], info["master_port"])

@@ -102,7 +102,7 @@ def pairs(flat):
 def look(place):
     found = {
         **place.facts(),
-        "persistence": "none", "wanted_persistence": "none", "data_files": [], "keys": 0,
+        "persistence": "none", "wanted_persistence": "none", "data_files": [], "key_count": 0,
         "differs": [], "proved": False, "restart": False, "watched": {},
     }  # fmt: skip
     wanted = place.wanted_users() if found["installed"] and not found["unreadable"] else None
