@@ -533,7 +533,7 @@ def test_a_lost_primary_is_replaced_and_no_run_or_restart_undoes_it(host: Any) -
     assert said(host, "store", "shop", "print(r.llen('drill'))") == "301"
 
     ran = {instance: run_id(host, instance) for instance in ("store", "copy")}
-    run = play("store", "copy", *SENTINELS)
+    run = play("store", "copy", "watch-a")
     assert (run["rc"], run["changed"]) == (0, 0), run["tasks"]
     assert run["words"].count("It was left so") == 2 and "and it is a primary" in run["words"], run["words"]
     run = play("store", "copy", memory_mb=30)
