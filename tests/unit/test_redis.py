@@ -102,9 +102,17 @@ def test_a_refusal_and_a_closed_connection_are_errors(wire: ModuleType) -> None:
         answering(wire, b"")[0].call("X")
 
 
-def test_users_are_told_apart(wire: ModuleType) -> None:
-    client, _ = answering(wire, b"*2\r\n$16\r\nuser default off\r\n$14\r\nuser a on ~* x\r\n")
-    assert client.users() == {"default": "off", "a": "on ~* x"}
+@pytest.mark.parametrize(("version", "rules"), [("8.0.2", "on -@all +get -set"), ("7.0.15", "+get -@all -set on")])
+def test_users_are_listed_for_comparing(wire: ModuleType, version: str, rules: str) -> None:
+    info = f"# Server\r\nredis_version:{version}\r\n"
+    listed = b"*2\r\n$16\r\nuser default off\r\n$25\r\nuser a on -@all +get -set\r\n"
+    client, _ = answering(wire, listed + f"${len(info)}\r\n{info}\r\n".encode())
+    assert client.users() == {"default": "off", "a": rules}
+
+
+def test_rules_are_taken_from_the_file(wire: ModuleType) -> None:
+    text = "user default reset off\n\nuser a reset on #@LOCAL@ ~* +@all\n"
+    assert wire.rules(text, "12ab") == {"default": ["reset", "off"], "a": ["reset", "on", "#12ab", "~*", "+@all"]}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.redis_place import ARGUMENTS, Place, bring_users, command, read
-from ansible.module_utils.redis_wire import ErrorReply, Refused, leaf, meaning, setting
+from ansible.module_utils.redis_wire import ErrorReply, Refused, leaf, meaning, rules, setting
 
 # What the trial run has of its own, and what the server decides at run time (whose replica it is).
 OF_THE_PLACE = {"port", "tls-port", "unixsocket", "pidfile", "dir", "aclfile", "supervised", "logfile"}
@@ -164,7 +164,7 @@ def look(instance):
         "persistence": kind(setting(old, "appendonly"), setting(old, "save")) if old else "",
         "differs": [],
         "proved": False,
-        "keys": 0,
+        "key_count": 0,
         "role": "",
         "primary": "",
     }
@@ -176,7 +176,7 @@ def look(instance):
     try:
         info, config = client.info("all"), client.config()
         found["persistence"] = kind(config["appendonly"], config["save"])
-        found["keys"] = keys(info)
+        found["key_count"] = keys(info)
         found["role"] = info["role"]
         if info["role"] == "slave":
             found["primary"] = "%s:%s" % (info["master_host"], info["master_port"])
@@ -237,7 +237,7 @@ def apply(instance, check):
                 if "immutable" not in str(error) and "protected" not in str(error):
                     raise Refused("redis: %s did not take %s: %s" % (instance.unit, name, error))
                 pending.append(name)
-        done += ["user %s" % name for name in bring_users(client, wanted[1])]
+        done += ["user %s" % name for name in bring_users(client, wanted[1], rules(params["acl"], instance.local_hash))]
         left = [name for name in sum(map(list, differences(wanted, client, params["port"])), []) if name not in pending]
         if left:
             raise Refused("redis: %s has taken %s and still has other values." % (instance.unit, ", ".join(left)))

@@ -41,7 +41,7 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.redis_place import ARGUMENTS, Place, bring_users, command, read
-from ansible.module_utils.redis_wire import ErrorReply, Refused, leaf, meaning
+from ansible.module_utils.redis_wire import ErrorReply, Refused, leaf, meaning, rules
 
 # The role's words for what Sentinel reports under other names, in milliseconds where it counts in them.
 OPTIONS = {
@@ -102,7 +102,7 @@ def pairs(flat):
 def look(place):
     found = {
         **place.facts(),
-        "persistence": "none", "wanted_persistence": "none", "data_files": [], "keys": 0,
+        "persistence": "none", "wanted_persistence": "none", "data_files": [], "key_count": 0,
         "differs": [], "proved": False, "restart": False, "watched": {},
     }  # fmt: skip
     wanted = place.wanted_users() if found["installed"] and not found["unreadable"] else None
@@ -138,7 +138,7 @@ def apply(place, check):
             listed = client.users()
             names = sorted("user %s" % name for name in {*listed, *wanted} if listed.get(name) != wanted.get(name))
             return {"changed": bool(steps or names), "set": names + sorted({name for name, _ in steps})}
-        done = ["user %s" % name for name in bring_users(client, wanted)]
+        done = ["user %s" % name for name in bring_users(client, wanted, rules(place.params["acl"], place.local_hash))]
         for name, words in steps:
             try:
                 client.call(*words)

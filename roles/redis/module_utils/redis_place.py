@@ -203,13 +203,13 @@ def exists(lookup, name):
     return True
 
 
-def bring_users(client, wanted):
-    """Set the users that differ, cut off those that are not wanted; returns their names."""
+def bring_users(client, wanted, given):
+    """Set the users that are not listed as `wanted`, by the rules in `given`; cut off all others; returns their names."""
     listed = client.users()
     done = []
-    for name, rules in sorted(wanted.items()):
-        if listed.get(name) != rules:
-            command(client, "ACL", "SETUSER", name, "reset", *rules.split(" "))
+    for name in sorted(wanted):
+        if listed.get(name) != wanted[name]:
+            command(client, "ACL", "SETUSER", name, *given[name])
             done.append(name)
     surplus = sorted(set(listed) - set(wanted))
     if surplus:

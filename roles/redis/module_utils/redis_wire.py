@@ -72,8 +72,14 @@ class Client:
         return dict(zip(flat[::2], flat[1::2], strict=False))
 
     def users(self):
-        """The rules of each user as the server lists them: one line per user, in an order of its own."""
-        return {line.split(" ", 2)[1]: line.split(" ", 2)[2] for line in self.call("ACL", "LIST")}
+        """The rules of each user as the server lists them, for comparing only.
+
+        Redis 7.0 lists commands by their effect, in an order that differs from process to process.
+        """
+        listed = {line.split(" ", 2)[1]: line.split(" ", 2)[2] for line in self.call("ACL", "LIST")}
+        if self.info("server")["redis_version"].startswith("7.0."):
+            return {name: " ".join(sorted(rules.split(" "))) for name, rules in listed.items()}
+        return listed
 
     def close(self):
         with contextlib.suppress(OSError):
@@ -129,6 +135,12 @@ def setting(text, name, default=""):
         if words and words[0].lower() == name:
             found = words[1].strip().strip('"') if len(words) > 1 else ""
     return found
+
+
+def rules(acl, local_hash):
+    """The rules of each user as the text of users.acl gives them, ready for ACL SETUSER."""
+    lines = acl.replace(LOCAL_MARK, local_hash).splitlines()
+    return {line.split()[1]: line.split()[2:] for line in lines if line.startswith("user ")}
 
 
 def meaning(program, user, group, config, acl, local_hash, sentinel=False):
