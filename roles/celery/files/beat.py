@@ -65,8 +65,11 @@ class Lease:
                 return False
 
     def give_back(self):
-        if self.current() == self.holder:
-            self.client.delete(self.key)
+        try:
+            if self.current() == self.holder:
+                self.client.delete(self.key)
+        except Exception as error:
+            say(f"the lease could not be given back, so it runs out: {error}")
 
     def wait(self):
         """Until the lease is ours."""
@@ -89,20 +92,15 @@ class Lease:
             time.sleep(self.seconds / 3)
             try:
                 if not self.take():
-                    return
+                    return  # the next tick ends the process
             except Exception as error:
                 print(f"the lease could not be renewed: {error}", file=sys.stderr, flush=True)
 
     def hold(self):
-        """Return only while the lease is ours; ends the process when somebody else has it."""
-        while time.monotonic() >= self.until:
-            try:
-                if not self.take():
-                    say(f"lost the lease to {self.current()}; starting over")
-                    raise SystemExit(0)
-            except Exception as error:
-                say(f"waits for the broker: {error}")
-                time.sleep(1)
+        """Return only while the lease is ours. Else the process ends: what another has sent meanwhile is read anew."""
+        if time.monotonic() >= self.until:
+            say("lost the lease, or could not renew it; starting over")
+            raise SystemExit(0)
 
     def sent(self, entry):
         self.client.hset(self.runs, entry, datetime.datetime.now(datetime.UTC).isoformat())
