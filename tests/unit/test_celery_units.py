@@ -53,6 +53,10 @@ def test_only_what_a_change_concerns_gets_another_fingerprint(site, tmp_path):
     files = {"environment_files": [str(environment)]}
     first = generations(site, **files)
     assert generations(site, **files) == first
+    Path(site.ready, f"{b}.conf").write_text(f"text of {b}.conf {units.MARK}\nMemoryMax=300M\n")
+    with_limit = generations(site, **files)
+    Path(site.ready, f"{b}.conf").write_text(f"text of {b}.conf {units.MARK}\nMemoryMax=400M\n")
+    assert generations(site, **files) == with_limit, "a limit needs no restart"
     Path(site.ready, f"{b}.conf").write_text("other")
     second = generations(site, **files)
     assert differing(first, second) == [b]

@@ -54,8 +54,8 @@ options:
     type: list
     elements: str
     default: []
-  silent:
-    description: Those of them that cannot be expected to answer.
+  asked:
+    description: Those of them that must answer after their start.
     type: list
     elements: str
     default: []
@@ -107,6 +107,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 UNITS = "/etc/systemd/system"
 MARK = "@GENERATION@"
+MEMORY = re.compile(r"^MemoryMax=.*$", re.M)
 PROPERTIES = "Id,ActiveState,SubState,MainPID,NeedDaemonReload,UnitFileState,StatusText,Job,Result,MemoryMax"
 OLDEST_CELERY = (5, 5)
 # What kombu assumes where the application sets no visibility timeout; other transports have none.
@@ -253,7 +254,9 @@ class Fleet:
         site = self.site
         extra = {site.beat: [f"{site.lib}/beat.py"], site.flower: [f"{site.ready}/flower.py"]}.get(unit, [])
         contents = {path: read(path) for path in self.wanted["environment_files"] + extra}
-        parts = json.dumps([self.sources(unit), contents, self.wanted["release"]], sort_keys=True)
+        # A memory limit takes effect when systemd reads its configuration again: no process has to restart for it.
+        texts = {path: MEMORY.sub("", text) for path, text in self.sources(unit).items()}
+        parts = json.dumps([texts, contents, self.wanted["release"]], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
     def files(self):
@@ -325,7 +328,6 @@ class Fleet:
             if code:
                 raise Refused("%s could not be enabled: %s" % (", ".join(self.enable), output))
             self.steps.append("enable")
-        # The watch would find workers silent that are just stopping.
         self.timed("stop", self.remove)
         if self.restart:
             systemctl("reset-failed", "--", *self.restart)
@@ -444,7 +446,7 @@ class Fleet:
         site, seconds = self.site, self.wanted["start_seconds"]
         started = [unit for unit in self.restart if unit in self.workers]
         nodes = {site.node(site.worker_of(unit)): unit for unit in started
-                 if site.worker_of(unit) not in self.wanted["silent"]}  # fmt: skip
+                 if site.worker_of(unit) in self.wanted["asked"]}  # fmt: skip
         broker = ""
         if nodes:
             answer, wrong = self.ask("ping", str(seconds), *nodes, seconds=seconds + LOAD_SECONDS)
@@ -538,7 +540,7 @@ def main():
             "environment_files": {"type": "list", "elements": "str", "default": []},
             "required_paths": {"type": "list", "elements": "str", "default": []},
             "workers": {"type": "list", "elements": "str", "default": []},
-            "silent": {"type": "list", "elements": "str", "default": []},
+            "asked": {"type": "list", "elements": "str", "default": []},
             "beat": {"type": "bool", "default": False},
             "flower": {"type": "bool", "default": False},
             "health": {"type": "bool", "default": True},
