@@ -67,10 +67,3 @@ def places(key):
     with open("/srv/x/data/places", "w") as handle:
         handle.write("\n".join(found))
     note("done", key)
-
-
-@app.task(acks_late=False)
-def hog(megabytes):
-    """Takes memory until it is killed; not acknowledged late, or it would come back for ever."""
-    taken = [bytearray(os.urandom(1 << 20)) for _ in range(megabytes)]
-    note("hogged", len(taken))

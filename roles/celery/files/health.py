@@ -15,7 +15,7 @@ import time
 PROPERTIES = "ActiveState,SubState,ActiveEnterTimestampMonotonic"
 ASKED_SECONDS = 10
 # Loading a large application on a busy host takes its time.
-LONGEST_SECONDS = 60
+LONGEST_SECONDS = 30
 
 
 def ask(options, nodes):
