@@ -1,6 +1,6 @@
 """`send.py TASK KEY COUNT SECONDS QUEUE [RATE]` sends tasks and writes down each that the broker has taken.
 
-The keys are KEY-0, KEY-1 and so on; with a rate, so many a second are sent, each tried until the broker takes it.
+The keys are KEY-0, KEY-1 and so on; with a rate, so many a second are sent, until /run/send.stop appears.
 """
 
 import os
@@ -21,4 +21,6 @@ with open("/srv/x/data/sent", "a", buffering=1) as sent:
         app.send_task(f"shop.{task}", arguments, queue=queue, retry=True, retry_policy={"max_retries": None})
         sent.write(f"{key}-{number}\n")
         if rate:
+            if os.path.exists("/run/send.stop"):
+                break
             time.sleep(max(0.0, begin + (number + 1) / rate - time.monotonic()))

@@ -86,6 +86,8 @@ def main():
     if answer["broker"]:
         print(f"the broker does not answer, so no worker is restarted: {answer['broker']}", flush=True)
     for worker, seconds in judge(state, answer, running, time.monotonic(), options.seconds).items():
+        if running_since(units[worker]) != running[worker]:
+            continue  # it was told to stop, or started anew, while it was being asked
         print(f"{worker} has not answered for {seconds} s and the broker does: restarting it", flush=True)
         subprocess.run(["systemctl", "kill", "--signal=SIGKILL", "--", units[worker]], check=False)
     with open(f"{path}.new", "w") as handle:
