@@ -172,7 +172,7 @@ def test_stop_lets_running_tasks_finish_and_leaves_waiting_ones(host, r1):
 
 
 def test_tasks_over_the_limit_go_back_and_run_after_the_start(host, r1):
-    keys = send(host, "work", "soft", 3, seconds=15, queue="slow")
+    keys = send(host, "work", "soft", 3, seconds=17, queue="slow")
     begun(host, keys, 2)
     started = time.monotonic()
     host.run(f"systemctl stop {BOTH[1]}")
