@@ -206,7 +206,7 @@ def test_release_changes_while_tasks_are_sent(host, r1):
     running = send(host, "work", "running", 2, seconds=5, queue="slow")
     begun(host, running, 2)
     served(celery_release="r2")
-    host.run("touch /run/send.stop; while pgrep -f send.py; do sleep 0.2; done")
+    host.run("touch /run/send.stop; while pgrep -f '[s]end.py'; do sleep 0.2; done")
     assert {line[2] for line in times(host, "done", running)} == {"r1"}, "what ran finished on the old release"
     assert len(times(host, "began", running)) == 2
     keys = [key for key in host.run(f"cat {DATA}/sent").stdout.split() if key.startswith("stream-")]
