@@ -71,12 +71,14 @@ class Instance:
             connection.settimeout(10)
             connection.connect("%s/%s.sock" % (self.run, sock))
             connection.sendall((command + "\n").encode())
+            connection.shutdown(socket.SHUT_WR)  # else the master waits for more
             parts = []
             while True:
                 part = connection.recv(65536)
-                if not part:
-                    break
                 parts.append(part)
+                # The master says so and then waits on: that process has just ended.
+                if not part or part.startswith(b"Can't find the target"):
+                    break
             connection.close()
         except OSError as error:
             raise Refused(
@@ -103,7 +105,7 @@ class Instance:
         lines = self.ask("show servers state").splitlines()
         columns = next(line for line in lines if line.startswith("# ")).split()[1:]
         for line in lines:
-            row = dict(zip(columns, line.split()))
+            row = dict(zip(columns, line.split(), strict=False))
             if (row.get("be_name"), row.get("srv_name")) == (backend, server):
                 return bool(int(row["srv_admin_state"]) & TAKEN_OUT)
         return False
