@@ -106,9 +106,18 @@ def tell(host, command, instance="edge", sock="admin"):
     return host.check_output("python3 -c %s %s %s", script, f"/run/haproxy-{instance}/{sock}.sock", command)
 
 
-def status(host, server, instance="edge"):
-    rows = [line.split(",") for line in tell(host, "show stat", instance).splitlines() if f",{server}," in line]
-    return rows[0][17]
+def states(host):
+    """What HAProxy says of each server of the site."""
+    rows = [line.split(",") for line in tell(host, "show stat").splitlines() if line.startswith("site,")]
+    return {row[1]: row[17] for row in rows if row[1] != "BACKEND"}
+
+
+def status(host, server):
+    return states(host)[server]
+
+
+def take(host, state, *servers):
+    tell(host, "; ".join(f"set server site/{server} state {state}" for server in servers))
 
 
 def until(what, seconds=15):
@@ -157,10 +166,11 @@ def log_lines(host, request_id):
 def three_backends(host):
     """All backends up and in rotation before and after each test."""
     yield
-    host.run("rm -f /run/*.sick; systemctl start backend@one-8001 backend@two-8002 backend@three-8003")
-    for server in BACKENDS:
-        tell(host, f"set server site/{server} state ready")
-    until(lambda: all(status(host, server) == "UP" for server in BACKENDS))
+    host.run(
+        "rm -f /run/*.sick /run/order.status /run/slow.status; systemctl start backend@one-8001 backend@two-8002 backend@three-8003"
+    )
+    take(host, "ready", *sorted(BACKENDS))
+    until(lambda: set(states(host).values()) == {"UP"})
 
 
 # Who gets in, and how.
@@ -275,8 +285,8 @@ def in_background(host, command, output="/dev/null"):
 
 def test_idle_server_gets_the_next_request(host):
     assert {ask(host).json["server"] for _ in range(6)} == BACKENDS
-    in_background(host, f"for i in 1 2 3 4; do {curl(3)} & done")
-    until(lambda: sum(sessions(host).values()) == 4, 3)
+    in_background(host, f"for i in 1 2 3 4; do {curl(8)} & done")
+    until(lambda: sum(sessions(host).values()) == 4)
     busiest = max(sessions(host), key=sessions(host).get)
     assert busiest not in {ask(host).json["server"] for _ in range(6)}
     until(lambda: sum(sessions(host).values()) == 0)
@@ -307,12 +317,10 @@ def test_killed_server_costs_no_request_that_may_be_sent_again(host):
 
 
 def test_order_that_a_killed_server_had_begun_is_not_sent_twice(host):
-    for server in ("two", "three"):
-        tell(host, f"set server site/{server} state drain")
-    in_background(host, curl(3, "-d x=1"), "/run/order.status")
+    take(host, "drain", "two", "three")
+    in_background(host, curl(15, "-d x=1"), "/run/order.status")
     until(lambda: sessions(host)["one"] == 1)
-    for server in ("two", "three"):
-        tell(host, f"set server site/{server} state ready")
+    take(host, "ready", "two", "three")
     host.run("systemctl kill -s KILL --kill-whom=main backend@one-8001")
     until(lambda: host.file("/run/order.status").content_string == "502")
     assert sum(sessions(host).values()) == 0
@@ -345,7 +353,7 @@ def test_websocket_passes_and_no_other_protocol_does(host):
 
 def test_nobody_up_is_said_at_once_with_a_page(host):
     host.run("systemctl stop backend@one-8001 backend@two-8002 backend@three-8003")
-    until(lambda: all(status(host, server).startswith("DOWN") for server in BACKENDS))
+    until(lambda: all(state.startswith("DOWN") for state in states(host).values()))
     answer = ask(host)
     assert (answer.status, answer.headers["retry-after"]) == (503, "300")
     assert "back soon" in answer.text and "text/html" in answer.headers["content-type"]
@@ -387,8 +395,7 @@ def test_client_that_sends_its_request_in_drops_is_cut_off(host):
 
 
 def test_full_servers_make_requests_wait_only_so_long(host):
-    for server in BACKENDS:
-        tell(host, f"set maxconn server site/{server} 1")
+    tell(host, "; ".join(f"set maxconn server site/{server} 1" for server in BACKENDS))
     try:
         in_background(host, f"for i in 1 2 3; do {curl(6)} & done")
         until(lambda: sum(sessions(host).values()) == 3)
@@ -397,8 +404,7 @@ def test_full_servers_make_requests_wait_only_so_long(host):
         assert "back soon" in answer.text
         until(lambda: sum(sessions(host).values()) == 0)
     finally:
-        for server in BACKENDS:
-            tell(host, f"set maxconn server site/{server} 200")
+        tell(host, "; ".join(f"set maxconn server site/{server} 200" for server in BACKENDS))
 
 
 # What operations disturb.
@@ -446,12 +452,10 @@ def stays_away(host, server):
 
 
 def test_drain_waits_for_what_is_under_way_in_old_processes_too(host):
-    for server in ("two", "three"):
-        tell(host, f"set server site/{server} state drain")
+    take(host, "drain", "two", "three")
     in_background(host, curl(60), "/run/slow.status")
     until(lambda: sessions(host)["one"] == 1)
-    for server in ("two", "three"):
-        tell(host, f"set server site/{server} state ready")
+    take(host, "ready", "two", "three")
     host.check_output("systemctl reload haproxy-edge")
     assert sessions(host)["one"] == 0, "the request is with the old process"
     refused = sentence(play(playbook="drain.yml", haproxy_server="one", haproxy_drain_seconds=2))
@@ -462,8 +466,7 @@ def test_drain_waits_for_what_is_under_way_in_old_processes_too(host):
 
 
 def test_last_server_is_not_drained_by_mistake(host):
-    for server in ("two", "three"):
-        tell(host, f"set server site/{server} state drain")
+    take(host, "drain", "two", "three")
     refused = sentence(play(playbook="drain.yml", haproxy_server="one"))
     assert "site/one is the last server that is up" in refused and "Nothing was changed" in refused
     assert status(host, "one") == "UP"
@@ -523,7 +526,7 @@ def test_client_stays_with_one_server_by_choice_and_through_a_reload(host):
     assert len({ask(host).json["server"] for _ in range(6)}) == 3, "off by default"
     try:
         played(haproxy_affinity_seconds=60)
-        until(lambda: all(status(host, server) == "UP" for server in BACKENDS))
+        until(lambda: set(states(host).values()) == {"UP"})
         chosen = {ask(host).json["server"] for _ in range(6)}
         assert len(chosen) == 1
         others = {ask(host, "/", "--interface", f"127.0.0.{n}").json["server"] for n in range(20, 26)}
