@@ -23,7 +23,7 @@ CLOSED = (52, 56)
 BACKENDS = {"one", "two", "three"}
 PROXY = ("--interface", "127.0.0.2")
 # Actions that make no remote call.
-LOCAL = {"assert", "fail", "debug", "include_tasks", "import_tasks", "validate_argument_spec", "gather_facts"}
+LOCAL = {"assert", "fail", "debug", "include_tasks", "import_tasks", "validate_argument_spec"}
 
 testinfra_hosts = [f"docker://{FIRST}"]
 
@@ -439,7 +439,7 @@ def test_draining_under_load_fails_nobody_and_outlives_reload_run_and_restart(ho
     stays_away(host, "two")
     host.run("touch /run/two.sick")
     refused = sentence(play(playbook="readmit.yml", haproxy_server="two", haproxy_readmit_seconds=3))
-    assert "site/two was readmitted, but is DOWN" in refused and "503" in refused
+    assert "site/two was readmitted, but is DOWN" in refused and "503 Service Unavailable" in refused
     host.run("rm /run/two.sick")
     played(playbook="readmit.yml", haproxy_server="two")
     assert status(host, "two") == "UP"
@@ -453,7 +453,7 @@ def stays_away(host, server):
 
 def test_drain_waits_for_what_is_under_way_in_old_processes_too(host):
     take(host, "drain", "two", "three")
-    in_background(host, curl(60), "/run/slow.status")
+    in_background(host, curl(60, "--http1.1"), "/run/slow.status")
     until(lambda: sessions(host)["one"] == 1)
     take(host, "ready", "two", "three")
     host.check_output("systemctl reload haproxy-edge")
@@ -462,6 +462,7 @@ def test_drain_waits_for_what_is_under_way_in_old_processes_too(host):
     assert "site/one still has 1 sessions after 2 s. It stays drained" in refused
     assert status(host, "one") == "DRAIN"
     played(playbook="drain.yml", haproxy_server="one", haproxy_drain_seconds=1, haproxy_drain_leftover="close")
+    assert "old workers" not in tell(host, "show proc", sock="master"), "the request has kept its process alive"
     until(lambda: host.file("/run/slow.status").content_string not in ("", "200"))
 
 
@@ -470,8 +471,6 @@ def test_last_server_is_not_drained_by_mistake(host):
     refused = sentence(play(playbook="drain.yml", haproxy_server="one"))
     assert "site/one is the last server that is up" in refused and "Nothing was changed" in refused
     assert status(host, "one") == "UP"
-    unknown = sentence(play(playbook="drain.yml", haproxy_server="four"))
-    assert "there is no server four. There are: site/one, site/three, site/two." in unknown
 
 
 def test_maintenance_page_is_switched_and_a_run_leaves_it_on(host):

@@ -189,11 +189,12 @@ def drain(instance, row, params, check):
 
 
 def close(instance, backend, server):
-    """End a server's sessions, in processes that a reload has left too."""
-    command = "shutdown sessions server %s/%s" % (backend, server)
-    instance.tell(command)
+    """End a server's sessions; those of a process that a reload has left can only be ended one by one."""
+    instance.tell("shutdown sessions server %s/%s" % (backend, server))
+    theirs = re.compile(r"(?m)^(0x[0-9a-f]+): .* be=%s srv=%s " % (re.escape(backend), re.escape(server)))
     for worker in instance.old_workers():
-        instance.ask("@!%s %s" % (worker, command), "master")
+        for session in theirs.findall(instance.ask("@!%s show sess" % worker, "master")):
+            instance.ask("@!%s shutdown session %s" % (worker, session), "master")
 
 
 def readmit(instance, row, params, check):
@@ -210,9 +211,10 @@ def readmit(instance, row, params, check):
         time.sleep(PAUSE)
         row = find(instance.servers(), "%s/%s" % (backend, server))
     if not row["status"].startswith(("UP", "no check")):
+        said = "%s %s" % (row["check_code"] or row["check_status"], row["last_chk"])
         raise Refused(
             "%s/%s was readmitted, but is %s after %d s: its health check says %s. HAProxy sends it nothing until it "
-            "passes." % (backend, server, row["status"], params["seconds"], row["last_chk"] or row["check_status"])
+            "passes." % (backend, server, row["status"], params["seconds"], said.strip())
         )
     instance.save()
     return {"changed": changed, "waited_seconds": round(time.monotonic() - started, 1)}
