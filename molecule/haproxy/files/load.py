@@ -118,6 +118,7 @@ class Two:
                     return status, body
 
 
+AGAIN = []
 KEPT = {One: queue.LifoQueue(), Two: queue.LifoQueue()}
 
 
@@ -141,6 +142,13 @@ def request(number, path, answers):
             status, body = connection.get(path, last=number % 3 == 0)
         except GoneAway:
             connection = Two()
+            status, body = connection.get(path, last=False)
+        except http.client.RemoteDisconnected:
+            # The server ended the connection while the request was on its way: a client may send a GET again, and says so.
+            if number % 3 == 0:
+                raise
+            AGAIN.append(number)
+            connection = One(NAME, timeout=SECONDS)
             status, body = connection.get(path, last=False)
         what = json.loads(body)["server"] if status == 200 else f"status {status}"
         if number % 3:
@@ -169,7 +177,8 @@ def main():
         thread.join()
     kinds = {what: sum(1 for w, _ in answers if w == what) for what in {w for w, _ in answers}}
     times = sorted(seconds for _, seconds in answers)
-    print(json.dumps({"requests": count, "kinds": kinds, "p50": times[len(times) // 2], "longest": times[-1]}))
+    found = {"requests": count, "kinds": kinds, "again": len(AGAIN)}
+    print(json.dumps({**found, "p50": times[len(times) // 2], "longest": times[-1]}))
 
 
 main()
