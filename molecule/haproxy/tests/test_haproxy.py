@@ -319,7 +319,7 @@ def test_killed_server_costs_no_request_that_may_be_sent_again(host):
 
 def test_order_that_a_killed_server_had_begun_is_not_sent_twice(host):
     take(host, "drain", "two", "three")
-    in_background(host, curl(15, "-d x=1"), "/run/order.status")
+    in_background(host, curl(60, "-d x=1"), "/run/order.status")
     until(lambda: sessions(host)["one"] == 1)
     take(host, "ready", "two", "three")
     host.run("systemctl kill -s KILL --kill-whom=main backend@one-8001")
