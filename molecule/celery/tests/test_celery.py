@@ -434,7 +434,7 @@ WORKER = {"name": "quick", "queues": ["fast"]}
     ("variables", "sentence"),
     [
         ({"celery_workers": [{**WORKER, "memory_mb": 900}]}, "add up to 1156 MB, and celery_memory_mb is 1000 MB"),
-        ({"celery_memory_mb": 300}, "celery_memory_mb is 300 MB"),
+        ({"celery_memory_mb": 300}, "the worker quick would get 44 MB, in which none starts"),
         ({"celery_workers": [WORKER, WORKER]}, "has two workers called quick"),
         ({"celery_task_time_limit": 25}, "a task may run for 25 s (the longest time limit), and after 25 s"),
         ({"celery_workers": [{**WORKER, "time_limit": 60}]}, "a task may run for 60 s"),
