@@ -522,7 +522,9 @@ def test_a_sentinel_tells_where_the_primary_is_and_nothing_else(host: Any) -> No
 
 def test_a_lost_primary_is_replaced_and_no_run_or_restart_undoes_it(host: Any) -> None:
     wait(lambda: linked(host, "copy"))
-    written = said(host, "store", "shop", "[r.rpush('drill', n) for n in range(300)]; print(r.wait(1, 5000))")
+    written = said(
+        host, "store", "shop", "r.delete('drill'); [r.rpush('drill', n) for n in range(300)]; print(r.wait(1, 5000))"
+    )
     assert written == "1"
     host.check_output("systemctl kill -s KILL redis-store; systemctl stop redis-store")
     seconds = wait(lambda: primary(host) == PORTS["copy"] and role(host, "copy") == "master", 40)
@@ -561,7 +563,7 @@ def test_what_a_sentinel_watches_changes_live(host: Any) -> None:
     users = [{"name": "shop", "password": "shop", "commands": ["+ping"]}]
     run = play("watch-a", down_after_seconds=9, users=users)
     assert run["rc"] == 0 and run["set"] == ["store", "user shop"], run["set"]
-    script = "print(r.execute_command('SENTINEL', 'MASTER', 'store')['down-after-milliseconds'])"
+    script = "print(r.sentinel_master('store')['down-after-milliseconds'])"
     assert said(host, "store", "admin", script, port=26379) == "9000"
     assert play("watch-a", password="it's odd")["words"].count("characters that Sentinel would break") == 1
     run = play("watch-a")
