@@ -7,7 +7,7 @@ import sys
 
 from rich.markup import escape
 
-from lab import commands
+from lab import commands, rehearsal
 from lab.image import CODENAMES
 from lab.machine import MachineError
 from lab.model import this_lab
@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; every command has its --help."""
     top = argparse.ArgumentParser(prog="./ladder", description="Stepladder: the lab and the tests.")
     found = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    rate = {"type": float, "default": rehearsal.DEFAULT_RATE, "help": "visits a second (%(default)s)"}
     debian = {"choices": sorted(CODENAMES), "help": "the hosts' Debian (13, or what the lab has)"}
 
     one = found.add_parser("up", help="make hosts and run a stage on them; again to repair or grow")
@@ -43,6 +44,20 @@ def parser() -> argparse.ArgumentParser:
 
     one = found.add_parser("play", help="ansible-playbook with the lab's inventory and your arguments")
     one.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    one = found.add_parser("traffic", help="visitors at a constant rate, and what became of their orders")
+    one.add_argument("--seconds", type=int, default=rehearsal.DEFAULT_SECONDS, help="for how long (%(default)s)")
+    one.add_argument("--rate", **rate)
+
+    one = found.add_parser("rehearse", help="grow the lab from one stage to another under traffic")
+    one.add_argument("start", type=int, metavar="FROM")
+    one.add_argument("end", type=int, metavar="TO")
+    one.add_argument("--rate", **rate)
+
+    drills = "; ".join(f"{name}: {item.what}" for name, item in rehearsal.DRILLS.items())
+    one = found.add_parser("drill", help="do something to the site under traffic, and judge it")
+    one.add_argument("name", choices=[*rehearsal.DRILLS, "all"], metavar="NAME", help=f"{drills}; or all")
+    one.add_argument("--rate", **rate)
 
     one = found.add_parser("test", help="run the tests: all of them, or lint, unit, roles or lab")
     one.add_argument("part", nargs="?", choices=TESTS)
@@ -91,6 +106,12 @@ def run(chosen: argparse.Namespace) -> int:
             return commands.logs(lab, chosen.host, chosen.unit)
         case "play":
             return commands.play(lab, chosen.arguments)
+        case "traffic":
+            return rehearsal.traffic(lab, chosen.seconds, chosen.rate)
+        case "rehearse":
+            return rehearsal.rehearse(lab, chosen.start, chosen.end, chosen.rate)
+        case "drill":
+            return rehearsal.drill(lab, chosen.name, chosen.rate)
         case "test":
             from lab import checks
 

@@ -1,6 +1,6 @@
 """Refuse an inventory that does not fit, before anything changes, with one sentence per problem.
 
-`preflight: {part: inventory, groups: {web: ..., database: ...}}` looks at the inventory on the controller alone;
+`preflight: {part: inventory, groups: {web: ..., database: ...}, stage: 1}` looks at the inventory on the controller alone;
 `preflight: {part: host}` asks one host for its facts and clock in one remote call and keeps the answer;
 `preflight: {part: verdict}` reads all answers and names every problem at once.
 """
@@ -22,6 +22,8 @@ from ansible.release import __version__ as core_version
 
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
+SINGLE = ("cache",)  # groups of which the site uses one host
+GROUP_STAGES = {"cache": 2}  # the stage that a group's layer comes with; those of stage 1 are always run
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -117,6 +119,26 @@ def group_problems(groups: Mapping[str, list[str]], needed: Mapping[str, str], k
                 f"reach it. List {group} under site's children in the inventory."
             )
     return problems
+
+
+def stage_problems(groups: Mapping[str, list[str]], stages: Mapping[str, int], stage: int) -> list[str]:
+    """The sentence for a group that comes with a higher stage than the one that is run; `stages` has each group's first."""
+    higher = {group: first for group, first in stages.items() if first > stage and groups.get(group)}
+    if not higher:
+        return []
+    return [
+        f"The inventory has hosts in {listed(higher)}, which stage {stage} does not run: the site would look for them in "
+        f"vain. Run playbooks/stage{max(higher.values())}.yml."
+    ]
+
+
+def single_problems(groups: Mapping[str, list[str]]) -> list[str]:
+    """One sentence per group that has more hosts than the site would use."""
+    return [
+        f"The group {group} has {listed(groups[group])}, and the site uses one host of it. Leave one in the inventory."
+        for group in SINGLE
+        if len(groups.get(group) or []) > 1
+    ]
 
 
 def address_problems(addresses: Mapping[str, str]) -> list[str]:
@@ -222,6 +244,9 @@ class ActionModule(ActionBase):
         groups, hostvars = task_vars["groups"], task_vars["hostvars"]
         needed = self._task.args.get("groups") or {}
         problems = group_problems(groups, needed, self._task.args.get("kit_groups") or list(needed))
+        problems += single_problems(groups)
+        if stage := self._task.args.get("stage"):
+            problems += stage_problems(groups, GROUP_STAGES, int(stage))
         hosts = [host for host in groups.get("site") or [] if host != "localhost"]
         known = known_variables()
         own = set(self._value(hostvars, hosts[0], "site_own_variables")[0] or []) if hosts else set()

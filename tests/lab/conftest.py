@@ -6,9 +6,12 @@ import json
 import os
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +65,14 @@ class Lab:
     def hosts(self) -> dict[str, str]:
         """Each host's address, as the lab remembers it."""
         return model.Lab(self.name).load().addresses
+
+    @property
+    def folder(self) -> Path:
+        return model.Lab(self.name).folder
+
+    def ssh_command(self, host: str, command: str) -> list[str]:
+        """The command itself, for a test that talks with it while it runs."""
+        return [*model.Lab(self.name).ssh_command(host), "--", command]
 
     @property
     def ca(self) -> Path:
@@ -121,6 +132,42 @@ def ask(address: str, ca: Path, path: str, *, data=None, headers=None, name: str
             return Answer(response.status, response.read().decode("utf-8", "replace"), dict(response.headers))
     except urllib.error.HTTPError as error:
         return Answer(error.code, error.read().decode("utf-8", "replace"), dict(error.headers))
+
+
+class Visitors:
+    """Ten requests a second through the front door, whatever became of those before; for use in `with`."""
+
+    def __init__(self, lab):
+        self.lab, self.statuses, self._left = lab, [], threading.Event()
+        self._clock = threading.Thread(target=self._start_them)
+
+    def _start_them(self):
+        with ThreadPoolExecutor(20) as pool:
+            while not self._left.wait(0.1):
+                pool.submit(self._visit)
+
+    def _visit(self):
+        try:
+            self.statuses.append(self.lab.get("/").status)
+        except OSError as error:
+            self.statuses.append(repr(error))
+
+    def __enter__(self):
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_):
+        self._left.set()
+        self._clock.join()
+
+    def were_all_served(self, more_than: int) -> None:
+        assert len(self.statuses) > more_than
+        assert set(self.statuses) == {200}, Counter(self.statuses)
+
+
+@pytest.fixture
+def visitors(lab: Lab) -> Visitors:
+    return Visitors(lab)
 
 
 @pytest.fixture(scope="session")

@@ -257,3 +257,17 @@ def test_stage1_says_which_groups_it_needs() -> None:
     assert text.index("preflight_groups") < text.index("layers/base.yml")
     for group in ("web", "database"):
         assert re.search(rf"(?m)^      {group}: \w", text)
+
+
+def test_stage_that_does_not_run_all_groups_of_the_inventory_is_refused() -> None:
+    stages = {"cache": 2, "worker": 3}
+    assert preflight.stage_problems({"web": ["web1"], "cache": []}, stages, 1) == []
+    assert preflight.stage_problems({"cache": ["c1"]}, stages, 2) == []
+    [problem] = preflight.stage_problems({"cache": ["c1"], "worker": ["w1"]}, stages, 1)
+    assert "cache, worker" in problem and "Run playbooks/stage3.yml" in problem
+
+
+def test_more_hosts_than_a_layer_uses_are_refused() -> None:
+    assert preflight.single_problems({"cache": ["c1"], "web": ["a", "b"]}) == []
+    [problem] = preflight.single_problems({"cache": ["c1", "c2"]})
+    assert "c1, c2" in problem and "cache" in problem

@@ -17,8 +17,12 @@ SHAPES = {
     "one host": {"web": ["one"], "database": ["one"]},
     "two hosts": {"web": ["web1"], "database": ["db1"]},
     "two web hosts": {"web": ["web1", "web2"], "database": ["db1"]},
+    "one host with a cache": {"web": ["one"], "database": ["one"], "cache": ["one"]},
+    "a cache of its own": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"]},
 }
-HOSTS = {name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1"), start=1)}
+HOSTS = {
+    name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1", "cache1"), start=1)
+}
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
          "user": "shop", "directory": "/srv/shop", "environment_file": "/srv/shop/config/y/env"}  # fmt: skip
@@ -59,7 +63,7 @@ def test_the_kit_has_inventories() -> None:
 
 def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
     for host in site.hosts:
-        files = ["site", "hosts", "base", *({"web", "database"} & site.groups(host))]
+        files = ["site", "hosts", "base", *({"web", "database", "cache"} & site.groups(host))]
         for name in (name for file in files for name in wired(file)):
             value = site.value(host, name, django_built=BUILT)
             assert "{{" not in str(value) and "{%" not in str(value), (host, name, value)
@@ -71,8 +75,8 @@ def test_memory_shares_fill_what_the_system_leaves_and_no_more(site: Environment
         reserve, memory = site.value(host, "site_memory_reserve"), int(site.value(host, "host_memory_mb"))
         assert sum(shares.values()) == pytest.approx(1 - reserve)
         assert 0 < sum(parts.values()) <= (1 - reserve) * memory
-        expected = {"gunicorn", "nginx"} if "web" in site.groups(host) else set()
-        assert set(parts) == expected | ({"postgres"} if "database" in site.groups(host) else set())
+        services = {"web": {"gunicorn", "nginx"}, "database": {"postgres"}, "cache": {"redis_cache"}}
+        assert set(parts) == set().union(*(services[group] for group in services if group in site.groups(host)))
 
 
 def test_postgres_admits_exactly_the_web_hosts_over_tls(site: Environment) -> None:
@@ -91,6 +95,8 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
             opened.append(([80, 443], None))
         if "database" in site.groups(host):
             opened.append((5432, web_addresses(site)))
+        if "cache" in site.groups(host):
+            opened.append((6379, web_addresses(site)))
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -98,7 +104,7 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
 def test_a_host_gets_a_certificate_for_each_service_it_runs(site: Environment) -> None:
     for host in site.hosts:
         leaves = {leaf["name"]: leaf for leaf in site.value(host, "certificates_leaves")}
-        assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"))
+        assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"), ("cache", "redis"))
                                if group in site.groups(host)}  # fmt: skip
         for leaf in leaves.values():
             assert site.value(host, "host_address") in leaf["names"]
@@ -111,6 +117,25 @@ def test_django_finds_the_database_under_a_name_of_its_certificate(site: Environ
         if "web" in site.groups(host):
             settings = site.value(host, "django_databases")["default"]
             assert settings["host"] in names and settings["options"]["sslmode"] == "verify-full"
+
+
+def test_django_uses_the_cache_where_there_is_one_and_knows_of_none_elsewhere(site: Environment) -> None:
+    caches = [host for host in site.hosts if "cache" in site.groups(host)]
+    for host in site.hosts:
+        if "web" in site.groups(host):
+            found, packages = site.value(host, "django_caches"), " ".join(site.value(host, "django_packages"))
+            assert (
+                bool(found) == bool(caches) == ("redis" in packages) == bool(site.value(host, "django_session_engine"))
+            )
+        if "web" in site.groups(host) and caches:
+            address = site.value(caches[0], "host_address")
+            assert found["default"]["location"] == f"rediss://{address}:6379/0"
+            [leaf] = [leaf for leaf in site.value(caches[0], "certificates_leaves") if leaf["name"] == "redis"]
+            assert address in leaf["names"]
+            assert (
+                site.value(host, "django_cache_passwords")["default"]
+                == site.value(caches[0], "cache_users")[0]["password"]
+            )
 
 
 def test_one_host_alone_gives_all_its_memory_to_its_own_services(make_inventory: Callable[..., Path]) -> None:
@@ -229,7 +254,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
     specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
-    for name in {**wired("base"), **wired("database"), **wired("web")}:
+    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("web")}:
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -237,13 +262,25 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
     assert unknown == []
 
 
-def test_wiring_gives_every_required_variable_of_the_roles() -> None:
-    given = {**wired("base"), **wired("database"), **wired("web")}
+def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
+    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("web")}
+    # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
+    given_by_layers = {
+        name
+        for path in (ROOT / "playbooks/layers").glob("*.yml")
+        for play in yaml.safe_load(path.read_text())
+        for task in play.get("tasks") or []
+        for name in task.get("vars") or {}
+    }
+    used = set(re.findall(r"(?:role|name): ([a-z_]+)$", "\n".join(
+        path.read_text() for path in (ROOT / "playbooks/layers").glob("*.yml")), re.M))  # fmt: skip
+    assert {"base", "postgres", "django", "nginx"} <= used
     missing = [
         name
         for path in ROOT.glob("roles/*/meta/argument_specs.yml")
+        if path.parents[1].name in used
         for name, spec in (yaml.safe_load(path.read_text())["argument_specs"]["main"].get("options") or {}).items()
-        if spec.get("required") and name not in given
+        if spec.get("required") and name not in given and name not in given_by_layers
     ]
     assert missing == []
 

@@ -8,6 +8,7 @@ from io import StringIO
 from unittest.mock import patch
 
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 from django.db import connection
@@ -20,6 +21,7 @@ from orders.models import Order
 
 class Site(TransactionTestCase):
     def setUp(self) -> None:
+        cache.clear()
         call_command("seed_shop", products=3, stock=10, stdout=StringIO())
 
     def order(self, key: str, quantity: int = 1, sku: str = "item-000001"):

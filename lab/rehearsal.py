@@ -1,0 +1,321 @@
+"""./ladder traffic, rehearse and drill: what is done to the site while people use it, and what they noticed of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab import ansible, commands, hosts, inventory, picture
+from lab.machine import MachineError, tail
+from lab.model import Lab
+from lab.report import console, duration, step, table
+from lab.traffic import PRODUCTS, Door, Report, Traffic, report
+
+DEFAULT_SECONDS = 30
+DEFAULT_RATE = 10.0
+SETTLE_SECONDS = 5  # of traffic before and after what is rehearsed
+REBOOT_SECONDS = 120
+PLAYS = ("Base", "Database", "Release", "Roll back", "Web server")  # what is marked in a picture
+
+
+def stage_hosts(lab: Lab) -> dict[str, list[str]]:
+    """The running lab's hosts with their groups; raises MachineError when there is none that serves a site."""
+    state = lab.load()
+    if not state.stage:
+        raise MachineError(f"The lab {lab.name} serves no site. ./ladder up makes it.")
+    return inventory.read_hosts(inventory.stage_file(lab.root, state.stage))
+
+
+def in_group(lab: Lab, group: str) -> list[str]:
+    return [host for host, groups in stage_hosts(lab).items() if group in groups]
+
+
+def front_door(lab: Lab) -> Door:
+    """Where people reach the site now: the first edge host, or the first web host where there is none."""
+    first = (in_group(lab, "edge") or in_group(lab, "web"))[0]
+    authority = commands.authority(lab)
+    if authority is None:
+        raise MachineError(f"The lab {lab.name} has no certificate authority yet. Run ./ladder up.")
+    hostname = commands.site_settings(lab)["site_hostnames"][0]
+    return Door(lab.load().addresses[first], hostname, authority)
+
+
+def manage(lab: Lab, *words: str, given: str = "") -> str:
+    """Run a management command of the site on its first web host; gives what it printed."""
+    name = commands.site_settings(lab)["site_name"]
+    command = [*lab.ssh_command(in_group(lab, "web")[0]), "--", "sudo", f"{name}-manage", *words]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=300)
+    if done.returncode != 0:
+        raise MachineError(f"{name}-manage {' '.join(words)} failed:\n{tail(done.stdout + done.stderr, 15)}")
+    return done.stdout
+
+
+def count_orders(lab: Lab) -> Callable[[Path], tuple[int, int]]:
+    """Asks the site's own database how many of a ledger's keys are missing and how many are there twice."""
+
+    def count(ledger: Path) -> tuple[int, int]:
+        said = manage(lab, "check_ledger", "--report", given=ledger.read_text())
+        found = re.search(r"(\d+) missing, (\d+) doubled", said)
+        if not found:
+            raise MachineError(f"check_ledger said nothing that could be read:\n{tail(said, 15)}")
+        return int(found[1]), int(found[2])
+
+    return count
+
+
+def ready_traffic(lab: Lab, rate: float) -> Traffic:
+    """A load for the running lab, not started: products are there, and a session that may upload."""
+    manage(lab, "seed_shop", "--products", str(PRODUCTS))
+    session = manage(lab, "traffic_session").split()[-1]
+    return Traffic(front_door(lab), rate, lab.folder / "traffic/ledger", session)
+
+
+def show(lab: Lab, traffic: Traffic, name: str) -> Report:
+    """Count what is in the database, write report and picture, print both's gist."""
+    with step("Counting orders in the database"):
+        summed = report(traffic, count_orders(lab))
+    folder = lab.folder / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(asdict(summed), indent=2) + "\n")
+    title = f"{name}: {summed.requests} visits, {summed.failed} failed, {summed.lost} lost, {summed.doubled} doubled"
+    (folder / f"{name}.svg").write_text(picture.svg(traffic.visits, traffic.marks, traffic.seconds, title))
+    latency = ", ".join(f"{key} {value:g}" for key, value in summed.latency_ms.items())
+    rows = [
+        ["visits", f"{summed.requests} in {duration(summed.seconds)} ({summed.rate:g} a second)"],
+        ["failed", str(summed.failed)],
+        *[[f"  {kind}", seconds_of(seconds)] for kind, seconds in summed.failures.items()],
+        ["latency (ms)", latency],
+        ["longest time without a success", f"{summed.longest_gap:g} s"],
+        ["orders acknowledged", str(summed.orders)],
+        ["orders lost / doubled", f"{summed.lost} / {summed.doubled}"],
+    ]
+    console.print(table(["traffic", name], rows))
+    console.print(f"Report and picture: {folder / name}.json, .svg", soft_wrap=True)
+    return summed
+
+
+def seconds_of(seconds: dict[str, int], most: int = 8) -> str:
+    """When failures happened: "second 3: 2, second 4: 10"."""
+    listed = [f"second {second}: {count}" for second, count in sorted(seconds.items(), key=lambda item: int(item[0]))]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def traffic(lab: Lab, seconds: int, rate: float) -> int:
+    """Load for some seconds; the exit code is 1 when an acknowledged order is missing or doubled."""
+    made = ready_traffic(lab, rate)
+    with step(f"Traffic for {seconds} s"), made:
+        time.sleep(seconds)
+    return 0 if show(lab, made, "traffic").kept else 1
+
+
+def play(lab: Lab, traffic: Traffic, stage: int, arguments: list[str], log: Path) -> tuple[int, str]:
+    """Run ansible-playbook under traffic; each of its plays is marked."""
+    command = ansible.playbook_command(lab, inventory.stage_file(lab.root, stage), arguments)
+    seen: set[str] = set()
+
+    def update(heading: str) -> None:
+        if heading in PLAYS and heading not in seen:
+            seen.add(heading)
+            traffic.mark(heading)
+        running(heading)
+
+    with step(" ".join(arguments[:1])) as running:
+        return ansible.run_logged(command, log, update)
+
+
+@contextmanager
+def settled(made: Traffic) -> Iterator[None]:
+    """Traffic, with some seconds of nothing but traffic before and after."""
+    with made:
+        time.sleep(SETTLE_SECONDS)
+        yield
+        time.sleep(SETTLE_SECONDS)
+
+
+def rehearse(lab: Lab, start: int, end: int, rate: float) -> int:
+    """Grow the lab from one stage to another while people use it; gives 1 when an order was lost or a climb failed."""
+    existing = inventory.stages(lab.root)
+    for stage in (start, end):
+        inventory.stage_file(lab.root, stage)
+    if end <= start:
+        raise MachineError(f"A rehearsal climbs: from {start} to {end} there is nothing to climb. Stages: {existing}.")
+    state = lab.load()
+    if state.stage > start:
+        raise MachineError(
+            f"The lab {lab.name} is at stage {state.stage} already. ./ladder down, then rehearse {start} {end}."
+        )
+    commands.up(lab, start, state.debian or None)
+    made = ready_traffic(lab, rate)
+    with settled(made):
+        for stage in range(start + 1, end + 1):
+            made.mark(f"stage {stage}")
+            commands.up(lab, stage, None)
+            made.door.address = front_door(lab).address
+            made.mark(f"stage {stage} is there")
+    return 0 if show(lab, made, f"rehearse-{start}-{end}").kept else 1
+
+
+@dataclass(frozen=True)
+class Drill:
+    """Something bad or ordinary that is done to the running site; `allowed` gives the sentence for a broken promise.
+
+    It needs a host in `group`.
+    """
+
+    what: str
+    act: Callable[[Lab, Traffic], None]
+    allowed: Callable[[Report], str]
+    group: str = "web"
+
+
+def nothing_failed(summed: Report) -> str:
+    return f"{summed.failed} visits failed, none may" if summed.failed else ""
+
+
+def at_most(seconds: float) -> Callable[[Report], str]:
+    """Visits may fail while hosts are down, but the site answers again within so many seconds."""
+
+    def judge(summed: Report) -> str:
+        gap = summed.longest_gap
+        return f"nobody was served for {gap:g} s, at most {seconds:g} s are promised" if gap > seconds else ""
+
+    return judge
+
+
+def changed_shop(lab: Lab, folder: str, change: Callable[[Path], None]) -> str:
+    """The arguments that deploy a changed copy of the example shop."""
+    copy = Path(folder) / "shop"
+    shutil.copytree(lab.root / "examples/shop", copy)
+    change(copy)
+    return json.dumps({"site_source": {"path": str(copy)}})
+
+
+def deploy(lab: Lab, made: Traffic) -> None:
+    """A new release, then back to the one before."""
+    stage = lab.load().stage
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+        news = f"deployed at {time.time()}\n"
+        source = changed_shop(lab, folder, lambda copy: (copy / "NEWS").write_text(news) and None)
+        for playbook, more in (("deploy", ["-e", source]), ("rollback", [])):
+            made.mark(playbook)
+            log = lab.logs / f"drill-{playbook}.log"
+            code, output = play(lab, made, stage, [f"playbooks/{playbook}.yml", *more], log)
+            if code:
+                raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+
+
+def bad_deploy(lab: Lab, made: Traffic) -> None:
+    """A release that cannot start: the deploy must fail, and the old release must go on."""
+
+    def spoil(copy: Path) -> None:
+        with (copy / "shop/wsgi.py").open("a") as stream:
+            stream.write("\nraise RuntimeError('this release cannot serve')\n")
+
+    log = lab.logs / "drill-bad-deploy.log"
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+        source = changed_shop(lab, folder, spoil)
+        made.mark("deploy of a broken release")
+        code, output = play(lab, made, lab.load().stage, ["playbooks/deploy.yml", "-e", source], log)
+    if code == 0:
+        raise MachineError(f"The deploy of a release that cannot start did not fail. The whole log: {log}")
+    if "this release cannot serve" not in output:
+        raise MachineError(f"The deploy failed without saying why:\n{ansible.failure(output)}")
+    made.mark("refused")
+
+
+def kill_web(lab: Lab, made: Traffic) -> None:
+    """kill -9 of Gunicorn's master on the first web host."""
+    host, name = in_group(lab, "web")[0], commands.site_settings(lab)["site_name"]
+    made.mark(f"kill -9 Gunicorn on {host}")
+    command_line = f"sudo systemctl kill --signal=KILL --kill-whom=main 'gunicorn-{name}@*.service'"
+    if commands.ssh(lab, host, [command_line]):
+        raise MachineError(f"Gunicorn on {host} could not be killed.")
+    time.sleep(SETTLE_SECONDS)
+
+
+def kill_cache(lab: Lab, made: Traffic) -> None:
+    """The cache dies, comes back empty, hangs, and goes on."""
+    for host in in_group(lab, "cache"):
+        for words, what, seconds in (
+            ("kill --signal=KILL redis-cache", "is killed", SETTLE_SECONDS),
+            ("stop redis-cache", "is stopped", 2 * SETTLE_SECONDS),
+            ("start redis-cache", "is back, empty", SETTLE_SECONDS),
+            ("kill --signal=STOP redis-cache", "hangs", 2 * SETTLE_SECONDS),
+            ("kill --signal=CONT redis-cache", "goes on", SETTLE_SECONDS),
+        ):
+            made.mark(f"{host} {what}")
+            if commands.ssh(lab, host, [f"sudo systemctl {words}"]):
+                raise MachineError(f"systemctl {words} failed on {host}.")
+            time.sleep(seconds)
+
+
+def needed(lab: Lab, group: str) -> list[str]:
+    """The hosts of a group; raises MachineError when the lab's stage has none."""
+    found = in_group(lab, group)
+    if not found:
+        raise MachineError(
+            f"The lab {lab.name} has no host in {group} at stage {lab.load().stage}. ./ladder up a higher one."
+        )
+    return found
+
+
+def reboot_all(lab: Lab, made: Traffic) -> None:
+    """All hosts go down at once and come back."""
+    client = commands.connect()
+    made.mark("all hosts restart")
+    for host in stage_hosts(lab):
+        client.containers.get(f"{lab.name}-{host}").kill()
+    for host in stage_hosts(lab):
+        client.containers.get(f"{lab.name}-{host}").start()
+    lab.close_connections()
+    for host, address in lab.load().addresses.items():
+        hosts.wait_until_up(client, lab, host, address)
+    made.mark("all hosts are up")
+    wait_for_success(made)
+
+
+def wait_for_success(made: Traffic) -> None:
+    """Wait until visits succeed again; raises MachineError after REBOOT_SECONDS."""
+    since, deadline = made.now, time.monotonic() + REBOOT_SECONDS
+    while time.monotonic() < deadline:
+        if sum(1 for visit in list(made.visits) if visit.due > since and not visit.failure) >= 5:
+            return
+        time.sleep(0.5)
+    raise MachineError(f"The site did not come back within {REBOOT_SECONDS} s.")
+
+
+DRILLS = {
+    "deploy": Drill("a deploy and a rollback; no visit fails", deploy, nothing_failed),
+    "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
+    "kill-web": Drill("Gunicorn is killed; it serves again within 10 s", kill_web, at_most(10)),
+    "kill-cache": Drill("the cache is killed, stopped, and hangs; no visit fails", kill_cache, nothing_failed, "cache"),
+    "reboot-all": Drill("all hosts lose power; the site serves again within 60 s", reboot_all, at_most(60)),
+}
+
+
+def drill(lab: Lab, name: str, rate: float) -> int:
+    """Run one drill, or all of them; gives 1 when a promise was broken."""
+    chosen = [one for one, item in DRILLS.items() if in_group(lab, item.group)] if name == "all" else [name]
+    needed(lab, DRILLS[chosen[0]].group)
+    broken = []
+    for one in chosen:
+        console.print(f"\nDrill {one}: {DRILLS[one].what}")
+        made = ready_traffic(lab, rate)
+        with settled(made):
+            DRILLS[one].act(lab, made)
+        summed = show(lab, made, f"drill-{one}")
+        problem = DRILLS[one].allowed(summed)
+        if not summed.kept:
+            problem = f"{summed.lost} acknowledged orders are lost and {summed.doubled} doubled"
+        console.print(f"[red]broken[/red]  {one}: {problem}" if problem else f"[green]kept[/green]  {one}")
+        if problem:
+            broken.append(one)
+    return 1 if broken else 0

@@ -1,0 +1,304 @@
+"""Visitors of the lab's site, at a constant rate, and the proof afterwards that nothing they were promised is missing.
+
+The load is open loop: a visit starts when its time has come, whatever became of those before, and its latency counts
+from that time. A site that stalls for two seconds so shows as two seconds' worth of slow visits, not as one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import secrets
+import socket
+import ssl
+import struct
+import threading
+import time
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+TIMEOUT_SECONDS = 10.0
+VISITORS_AT_ONCE = 200
+# One round of visits; the kinds that write are spread out.
+ROUND = ("page", "order", "page", "read", "order", "page", "upload", "order", "read", "report")
+PRODUCTS = 200
+
+
+class Failed(Exception):
+    """A visit that did not get what it should; the text is the kind of failure, short enough to be counted."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One visit: when it was due and how long it took from then, in seconds; `failure` is empty when it went well."""
+
+    due: float
+    seconds: float
+    kind: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that was done to the site while people used it: when, in seconds from the start, and what."""
+
+    at: float
+    what: str
+
+
+@dataclass
+class Door:
+    """The site's front door: where it is (which may change while it is used), its name, whom to trust."""
+
+    address: str
+    hostname: str
+    ca: Path
+
+    def __post_init__(self) -> None:
+        self.context = ssl.create_default_context(cafile=str(self.ca))
+
+    def request(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+        """One request on a connection of its own, with the certificate verified.
+
+        Raises Failed with the kind of failure when there is no answer.
+        """
+        connection = Connection(self, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.request(method, path, body or None, headers or {})
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        except TimeoutError:
+            raise Failed("no answer in time") from None
+        except ConnectionRefusedError:
+            raise Failed("connection refused") from None
+        except ssl.SSLError as error:
+            raise Failed(f"TLS: {error.reason or error}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(type(error).__name__) from None
+        finally:
+            connection.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: status, headers, body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Connection(http.client.HTTPSConnection):
+    """HTTPS to the door's address under the site's name."""
+
+    def __init__(self, door: Door, timeout: float) -> None:
+        super().__init__(door.hostname, timeout=timeout, context=door.context)
+        self.door = door
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self.door.address, 443), timeout=self.timeout)
+        try:
+            self.sock = self.door.context.wrap_socket(plain, server_hostname=self.door.hostname)
+        except BaseException:
+            plain.close()
+            raise
+
+
+def picture(content: bytes) -> bytes:
+    """A PNG of one pixel that carries some content in a comment, so that no two are alike."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"tEXt", b"Comment\0" + content), chunk(b"IDAT", zlib.compress(b"\0\0"))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+class Traffic:
+    """A running load: visits at a constant rate until `stop`, or for a number of seconds.
+
+    `ledger` gets the key of every acknowledged order, one a line, as soon as it is acknowledged.
+    """
+
+    def __init__(self, door: Door, rate: float, ledger: Path, session: str) -> None:
+        self.door, self.rate, self.ledger, self.session = door, rate, ledger, session
+        self.visits: list[Visit] = []
+        self.marks: list[Mark] = []
+        self.acknowledged: list[str] = []
+        self.started = 0.0
+        self.seconds = 0.0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._clock = threading.Thread(target=self._run, name="traffic", daemon=True)
+
+    def start(self) -> Traffic:
+        self.ledger.parent.mkdir(parents=True, exist_ok=True)
+        self.ledger.write_text("")
+        self.started = time.monotonic()
+        self._clock.start()
+        return self
+
+    def stop(self) -> None:
+        """Let the visits that are under way end, and no new one start."""
+        self._stop.set()
+        self._clock.join()
+
+    def __enter__(self) -> Traffic:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self.started
+
+    def mark(self, what: str) -> None:
+        """Note that something happens to the site now."""
+        self.marks.append(Mark(round(self.now, 2), what))
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(VISITORS_AT_ONCE) as pool:
+            number = 0
+            while not self._stop.wait(max(0.0, number / self.rate - self.now)):
+                pool.submit(self._visit, number)
+                number += 1
+            self.seconds = self.now
+
+    def _visit(self, number: int) -> None:
+        kind = ROUND[number % len(ROUND)]
+        due = number / self.rate
+        failure = ""
+        try:
+            getattr(self, f"_{kind}")(number)
+        except Failed as failed:
+            failure = str(failed)
+        visit = Visit(round(due, 3), round(self.now - due, 4), kind, failure)
+        with self._lock:
+            self.visits.append(visit)
+
+    def _ask(self, wanted: Iterable[int], method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = self.door.request(method, path, body, named)
+        if answer.status not in wanted:
+            raise Failed(f"status {answer.status}")
+        return answer
+
+    def _page(self, number: int) -> None:
+        product = self._product(number)
+        path = "/" if number % 3 else f"/products/{product}/"
+        if b"</html>" not in self._ask([200], "GET", path).body:
+            raise Failed("half a page")
+
+    def _order(self, number: int) -> None:
+        key = f"traffic-{uuid.uuid4().hex}"
+        order = {"customer": f"Visitor {number}", "items": [{"sku": self._product(number), "quantity": 1}]}
+        self._ask(
+            [200, 201], "POST", "/api/orders", json.dumps(order).encode(),
+            Idempotency_Key=key, Content_Type="application/json",
+        )  # fmt: skip
+        with self._lock:
+            self.acknowledged.append(key)
+            with self.ledger.open("a") as stream:
+                stream.write(key + "\n")
+
+    def _read(self, number: int) -> None:
+        """An order that was acknowledged some time ago is there, whichever machine is asked."""
+        with self._lock:
+            key = self.acknowledged[number % len(self.acknowledged)] if self.acknowledged else ""
+        self._ask([200], "GET", f"/api/orders/{key}" if key else "/")
+
+    def _report(self, number: int) -> None:
+        self._ask([200], "GET", "/reports/sales?days=7")
+
+    def _upload(self, number: int) -> None:
+        """A picture is taken, and can be seen afterwards, whichever machine is asked for it."""
+        product, content = self._product(number), picture(uuid.uuid4().bytes.hex().encode())
+        boundary, token = uuid.uuid4().hex, secrets.token_hex(16)
+        body = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="photo"; filename="p.png"\r\n'
+            "Content-Type: image/png\r\n\r\n"
+        ).encode() + content + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
+        self._ask(
+            [302], "POST", f"/products/{product}/photo", body,
+            Content_Type=f"multipart/form-data; boundary={boundary}",
+            Cookie=f"sessionid={self.session}; csrftoken={token}",
+            X_CSRFToken=token, Referer=f"https://{self.door.hostname}/",
+        )  # fmt: skip
+        page = self._ask([200], "GET", f"/products/{product}/").body.decode(errors="replace")
+        shown = re.search(r'src="(/media/[^"]+)"', page)
+        if not shown:
+            raise Failed("an upload is not shown")
+        if self._ask([200], "GET", shown[1]).body != content:
+            raise Failed("an upload is not what was sent")
+
+    @staticmethod
+    def _product(number: int) -> str:
+        return f"item-{number % PRODUCTS + 1:06d}"
+
+
+@dataclass
+class Report:
+    """What became of a load; times in seconds, latencies in milliseconds."""
+
+    seconds: float
+    rate: float
+    requests: int
+    failed: int
+    failures: dict[str, dict[str, int]]  # kind of failure -> second -> how many
+    latency_ms: dict[str, float]
+    longest_gap: float  # without a success
+    orders: int = 0
+    lost: int = 0
+    doubled: int = 0
+    marks: list[dict] = field(default_factory=list)
+
+    @property
+    def kept(self) -> bool:
+        """Whether every acknowledged order is there exactly once."""
+        return self.lost == 0 and self.doubled == 0
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The nearest-rank percentile of ordered values; 0 for none."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def longest_gap(visits: Iterable[Visit], seconds: float) -> float:
+    """The longest time in which no visit ended well."""
+    ends = sorted(visit.due + visit.seconds for visit in visits if not visit.failure)
+    edges = [0.0, *(end for end in ends if end <= seconds), seconds]
+    return max((after - before for before, after in zip(edges, edges[1:], strict=False)), default=seconds)
+
+
+def report(traffic: Traffic, count: Callable[[Path], tuple[int, int]]) -> Report:
+    """Sum up a load that has stopped; `count` gives how many of the ledger's orders are missing and doubled."""
+    failures: dict[str, Counter[str]] = {}
+    for visit in traffic.visits:
+        if visit.failure:
+            failures.setdefault(f"{visit.kind}: {visit.failure}", Counter())[str(int(visit.due))] += 1
+    latencies = sorted(1000 * visit.seconds for visit in traffic.visits if not visit.failure)
+    lost, doubled = count(traffic.ledger)
+    return Report(
+        seconds=round(traffic.seconds, 1),
+        rate=traffic.rate,
+        requests=len(traffic.visits),
+        failed=sum(1 for visit in traffic.visits if visit.failure),
+        failures={kind: dict(seconds) for kind, seconds in failures.items()},
+        latency_ms={
+            name: round(percentile(latencies, share), 1)
+            for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+        },
+        longest_gap=round(longest_gap(traffic.visits, traffic.seconds), 2),
+        orders=len(traffic.acknowledged),
+        lost=lost,
+        doubled=doubled,
+        marks=[asdict(mark) for mark in traffic.marks],
+    )

@@ -1,0 +1,584 @@
+#!/usr/bin/python
+"""Bring the workers, beat and Flower of a Celery application to a release, without losing a task."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_units
+short_description: Run a release of a Celery application
+description:
+  - The units lie ready under C(/etc/celery-<name>). Each that runs carries a fingerprint of its unit, its release and
+    the contents of the environment files; a unit that runs with another one is restarted, and no other.
+  - Before anything is replaced, the release must prove that it loads with its own environment.
+  - Workers stop warm and all at once, and must answer afterwards.
+options:
+  name:
+    description: The site's name; units are called C(celery-<name>@<worker>.service).
+    type: str
+    required: true
+  state:
+    description: C(running) brings the units to the release; C(status) only tells what runs.
+    type: str
+    choices: [running, status]
+    default: running
+  app:
+    description: The application as Celery names it.
+    type: str
+  release:
+    description: Id of the release.
+    type: str
+  directory:
+    description: The release's code.
+    type: str
+  venv:
+    description: The release's Python environment.
+    type: str
+  user:
+    description: The user that the units run as; it must exist and must not be root.
+    type: str
+  group:
+    description: Its group.
+    type: str
+  environment_files:
+    description: Files whose contents are part of the fingerprint.
+    type: list
+    elements: str
+    default: []
+  required_paths:
+    description: Paths that must be there before anything is started.
+    type: list
+    elements: str
+    default: []
+  workers:
+    description: Names of the workers of this host.
+    type: list
+    elements: str
+    default: []
+  asked:
+    description: Those of them that must answer after their start.
+    type: list
+    elements: str
+    default: []
+  beat:
+    description: Whether beat runs on this host.
+    type: bool
+    default: false
+  flower:
+    description: Whether Flower runs on this host.
+    type: bool
+    default: false
+  health:
+    description: Whether the workers are watched.
+    type: bool
+    default: true
+  longest_seconds:
+    description: The longest time limit of any worker, which the application's visibility timeout must exceed.
+    type: int
+    default: 0
+  stop_seconds:
+    description: How long a worker may take to stop.
+    type: int
+    default: 180
+  start_seconds:
+    description: How long a worker may take to answer after its start.
+    type: int
+    default: 60
+  files_changed:
+    description: Whether what lies ready has changed, or would in check mode.
+    type: bool
+    default: false
+author: Stepladder
+"""
+
+import errno
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+UNITS = "/etc/systemd/system"
+MARK = "@GENERATION@"
+MEMORY = re.compile(r"^MemoryMax=.*$", re.M)
+PROPERTIES = "Id,ActiveState,SubState,MainPID,NeedDaemonReload,UnitFileState,StatusText,Job,Result,MemoryMax"
+OLDEST_CELERY = (5, 5)
+# What kombu assumes where the application sets no visibility timeout; other transports have none.
+VISIBILITY_SECONDS = {"redis": 3600, "sqs": 1800}
+LOAD_SECONDS = 60
+SECRET = re.compile(r"PASS|SECRET|KEY|TOKEN|DSN|CREDENTIAL|URL|AUTH", re.I)
+ADDRESS_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@]+@")
+
+
+class Refused(Exception):
+    """What stops the run; its text is the sentence for the operator."""
+
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return handle.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(path, text):
+    """Replace a file atomically and durably."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def run(*words, timeout=120):
+    """Run a command; returns (exit code, standard output, standard error)."""
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return 124, "", "no answer within %s s" % timeout
+    return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace").strip()
+
+
+def systemctl(*words, timeout=120):
+    code, output, error = run("systemctl", "--no-ask-password", *words, timeout=timeout)
+    return code, (output + error).strip()
+
+
+def show(units):
+    """systemd's properties of units, by name."""
+    if not units:
+        return {}
+    output = systemctl("show", "-p", PROPERTIES, "--", *units)[1]
+    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.split("\n\n")]
+    return dict(zip(units, blocks, strict=True))
+
+
+def environ(pid):
+    """The environment that a process was started with."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as handle:
+            pairs = handle.read().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def masked(text, paths):
+    """Text without the values of environment files whose names sound secret, and without passwords in addresses."""
+    hidden = set()
+    for path in paths:
+        for line in (read(path) or "").splitlines():
+            key, _, value = line.partition("=")
+            value = value.strip().strip("\"'")
+            if SECRET.search(key) and len(value) > 3:
+                hidden.add(value)
+    for value in sorted(hidden, key=len, reverse=True):
+        text = text.replace(value, "********")
+    return ADDRESS_PASSWORD.sub(r"\1********@", text)
+
+
+def last_line(text):
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no answer"
+
+
+class Site:
+    """Where the units of a site are: lying ready, and in use."""
+
+    def __init__(self, name, units=UNITS, etc="/etc", lib="/usr/local/lib"):
+        self.name, self.units = name, units
+        self.ready = f"{etc}/celery-{name}"
+        self.lib = f"{lib}/celery-{name}"
+        self.template = f"celery-{name}@.service"
+        self.beat, self.flower = f"celery-beat-{name}.service", f"celery-flower-{name}.service"
+        self.health, self.timer = f"celery-health-{name}.service", f"celery-health-{name}.timer"
+
+    def worker(self, name):
+        return f"celery-{self.name}@{name}.service"
+
+    def worker_of(self, unit):
+        return unit[len(self.template) - len(".service") : -len(".service")]
+
+    def drop_in(self, unit):
+        return f"{self.units}/{unit}.d/worker.conf"
+
+    def node(self, worker):
+        return f"{self.name}.{worker}@{socket.gethostname()}"
+
+    def known_workers(self):
+        """Units of workers that have left a file, a link or a process on this host."""
+        found = {os.path.basename(path)[: -len(".d")] for path in glob.glob(f"{self.units}/{self.worker('*')}.d")}
+        found |= {os.path.basename(p) for p in glob.glob(f"{self.units}/multi-user.target.wants/{self.worker('*')}")}
+        listed = systemctl("list-units", "--all", "--plain", "--no-legend", self.worker("*"))[1]
+        found |= {line.split(" ", 1)[0] for line in listed.splitlines() if line.startswith(f"celery-{self.name}@")}
+        return found - {self.template}
+
+    def enabled(self, unit):
+        return bool(glob.glob(f"{self.units}/*.wants/{unit}"))
+
+
+class Fleet:
+    """One run of the module for one site on this host."""
+
+    def __init__(self, site, wanted):
+        self.site, self.wanted = site, wanted
+        self.steps, self.seconds, self.warnings = [], {}, []
+        self.workers = [site.worker(name) for name in wanted["workers"]]
+        self.others = [site.beat] * wanted["beat"] + [site.flower] * wanted["flower"]
+        self.watch = [site.timer] * wanted["health"]
+
+    def sources(self, unit):
+        """What lies ready for a unit: {path in use: text}; MARK is still in it."""
+        site = self.site
+        if unit in self.workers:
+            names = {site.template: f"{site.units}/{site.template}", f"{unit}.conf": site.drop_in(unit)}
+        elif unit == site.timer:
+            names = {name: f"{site.units}/{name}" for name in (site.timer, site.health)}
+        else:
+            names = {unit: f"{site.units}/{unit}"}
+        return {path: read(f"{site.ready}/{name}") or "" for name, path in names.items()}
+
+    def generation(self, unit):
+        """The fingerprint of all that makes a unit run as it does."""
+        site = self.site
+        extra = {site.beat: [f"{site.lib}/beat.py"], site.flower: [f"{site.ready}/flower.py"]}.get(unit, [])
+        contents = {path: read(path) for path in self.wanted["environment_files"] + extra}
+        # A memory limit takes effect when systemd reads its configuration again: no process has to restart for it.
+        texts = {path: MEMORY.sub("", text) for path, text in self.sources(unit).items()}
+        parts = json.dumps([texts, contents, self.wanted["release"]], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+    def files(self):
+        """Every file in use that the wanted units need, with its text."""
+        found = {}
+        for unit in self.workers + self.others + self.watch:
+            for path, text in self.sources(unit).items():
+                found[path] = text.replace(MARK, self.generation(unit))
+        return found
+
+    def missing(self):
+        """The sentence about what is not there yet, "" when units can be started."""
+        wanted = self.wanted
+        absent = [p for p in wanted["required_paths"] + wanted["environment_files"] if not os.path.exists(p)]
+        if absent:
+            return "%s is not there. Build the release on this host first, or correct the path." % ", ".join(absent)
+        try:
+            if pwd.getpwnam(wanted["user"]).pw_uid == 0:
+                return "the workers would run as root. Set celery_user to a user of its own."
+        except KeyError:
+            return "the user %s does not exist. Create it first, or set celery_user." % wanted["user"]
+        return ""
+
+    def look(self):
+        """Find out what differs."""
+        site = self.site
+        wanted = self.workers + self.others
+        self.known = site.known_workers()
+        surplus = self.known - set(self.workers)
+        surplus |= {
+            unit
+            for unit in (site.beat, site.flower, site.timer)
+            if unit not in self.others + self.watch and os.path.lexists(f"{site.units}/{unit}")
+        }
+        self.surplus = sorted(surplus)
+        self.now = show(wanted + self.watch)
+        self.write = {path: text for path, text in self.files().items() if read(path) != text}
+        self.enable = [unit for unit in wanted + self.watch if not site.enabled(unit)]
+        self.restart = [unit for unit in wanted if not self.runs_as_wanted(unit)]
+        rewritten = self.watch and {f"{site.units}/{name}" for name in (site.timer, site.health)} & set(self.write)
+        self.rewatch = [unit for unit in self.watch if rewritten or self.now[unit].get("ActiveState") != "active"]
+        self.reload = any(state.get("NeedDaemonReload") == "yes" for state in self.now.values())
+
+    def runs_as_wanted(self, unit):
+        now = self.now[unit]
+        pid = now.get("MainPID", "0")
+        if now.get("ActiveState") != "active" or now.get("Job", "0") not in ("", "0") or pid == "0":
+            return False
+        return environ(pid).get("CELERY_GENERATION") == self.generation(unit)
+
+    def outstanding(self):
+        return bool(self.surplus or self.write or self.enable or self.restart or self.rewatch or self.reload)
+
+    def bring(self):
+        """Bring everything to what is wanted; returns whether anything changed."""
+        self.look()
+        if not self.outstanding():
+            return False
+        began = time.time()
+        if self.restart:
+            self.timed("load", self.prove)
+        for path, text in self.write.items():
+            write(path, text)
+            self.steps.append("write %s" % os.path.basename(path))
+        if self.write or self.reload:
+            systemctl("daemon-reload")
+        if self.enable:
+            code, output = systemctl("enable", "--", *self.enable)
+            if code:
+                raise Refused("%s could not be enabled: %s" % (", ".join(self.enable), output))
+            self.steps.append("enable")
+        self.timed("stop", self.remove)
+        if self.restart:
+            systemctl("reset-failed", "--", *self.restart)
+            systemctl("restart", "--no-block", "--", *self.restart)
+            self.timed("restart", self.settle, self.restart)
+            self.steps += ["restart %s" % unit for unit in self.restart]
+            self.timed("answer", self.answering, began)
+        if self.rewatch:
+            systemctl("restart", "--", *self.rewatch)
+            self.steps.append("watch")
+        return True
+
+    def timed(self, word, action, *arguments):
+        start = time.monotonic()
+        try:
+            return action(*arguments)
+        finally:
+            self.seconds[word] = round(time.monotonic() - start, 2)
+
+    def ask(self, *words, seconds):
+        """Run ask.py as the workers would run; returns (answer, what was wrong)."""
+        wanted = self.wanted
+        command = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"]
+        properties = {
+            "User": wanted["user"], "Group": wanted["group"], "WorkingDirectory": wanted["directory"],
+            "RuntimeMaxSec": str(int(seconds)), "NoNewPrivileges": "yes", "ProtectSystem": "strict",
+            "PrivateTmp": "yes", "ProtectHome": "yes", "Environment": "PYTHONDONTWRITEBYTECODE=1",
+        }  # fmt: skip
+        for key, value in properties.items():
+            command += ["-p", f"{key}={value}"]
+        for path in wanted["environment_files"]:
+            command += ["-p", f"EnvironmentFile={path}"]
+        command += [f"{wanted['venv']}/bin/python", f"{self.site.lib}/ask.py", wanted["app"], *words]
+        code, output, error = run(*command, timeout=seconds + 15)
+        try:
+            return json.loads(last_line(output)), ""
+        except ValueError:
+            words = masked(error or output, wanted["environment_files"])
+            return None, words or "it ended with code %s" % code
+
+    def prove(self):
+        """The release must load, and fit to what the role promises; raises Refused."""
+        release = self.wanted["release"]
+        after = "Nothing that runs was changed."
+        answer, wrong = self.ask("load", seconds=LOAD_SECONDS)
+        if answer is None:
+            raise Refused(
+                "the application %s of release %s does not load: %s. %s Its last words:\n%s"
+                % (self.wanted["app"], release, last_line(wrong), after, "\n".join(wrong.splitlines()[-20:]))
+            )
+        version = tuple(int(part) for part in re.findall(r"\d+", answer["celery"])[:2])
+        if version < OLDEST_CELERY:
+            raise Refused(
+                "release %s has Celery %s, and only 5.5 and later put running tasks back when they must stop. %s "
+                "Upgrade Celery in its environment." % (release, answer["celery"], after)
+            )
+        if self.wanted["flower"] and not answer["flower"]:
+            raise Refused(
+                "celery_flower is on, and Flower is not in %s. %s Install flower there, or switch it off."
+                % (self.wanted["venv"], after)
+            )
+        visibility = answer["visibility"] or VISIBILITY_SECONDS.get(answer["transport"])
+        longest = max(self.wanted["longest_seconds"], answer["longest_task"])
+        if answer["transport"] in VISIBILITY_SECONDS and visibility <= longest:
+            raise Refused(
+                "a task may run for %s s, and after %s s (visibility_timeout of the application's "
+                "broker_transport_options) the broker gives it to a second worker as well. %s Lower the time limit, or "
+                "raise the visibility timeout in the settings." % (longest, visibility, after)
+            )
+
+    def remove(self):
+        """Stop what is no longer wanted, warm, and leave nothing of it."""
+        if not self.surplus:
+            return
+        site = self.site
+        if site.timer in self.surplus:
+            systemctl("stop", "--", site.timer)
+        systemctl("stop", "--no-block", "--", *self.surplus)
+        self.settle(self.surplus, stopping=True)
+        systemctl("disable", "--", *self.surplus)
+        paths = [f"{site.units}/{unit}" for unit in self.surplus]
+        if site.timer in self.surplus:
+            paths.append(f"{site.units}/{site.health}")
+        for unit in self.surplus:
+            if unit in self.known:
+                shutil.rmtree(f"{site.units}/{unit}.d", ignore_errors=True)
+                paths.append(f"{site.ready}/{unit}.conf")
+        if not self.workers:
+            paths.append(f"{site.units}/{site.template}")
+        for path in paths:
+            if os.path.lexists(path):
+                os.unlink(path)
+        systemctl("daemon-reload")
+        systemctl("reset-failed", "--", *self.surplus)
+        self.steps += ["remove %s" % unit for unit in self.surplus]
+
+    def settle(self, units, stopping=False):
+        """Wait until systemd has done what it was told with every unit."""
+        end = time.monotonic() + self.wanted["stop_seconds"] + 30
+        while True:
+            states = show(units)
+            busy = [unit for unit, now in states.items() if now.get("Job", "") not in ("", "0")]
+            if stopping:
+                busy += [u for u, now in states.items() if now.get("ActiveState") not in ("inactive", "failed", None)]
+            if not busy:
+                return
+            if time.monotonic() > end:
+                raise Refused(
+                    "%s did not stop within %s s. See `journalctl -u %s` on the host, and run this again."
+                    % (", ".join(busy), self.wanted["stop_seconds"] + 30, busy[0])
+                )
+            time.sleep(0.2)
+
+    def answering(self, began):
+        """What was restarted must run, and workers must answer; without a broker only the former can be said."""
+        site, seconds = self.site, self.wanted["start_seconds"]
+        started = [unit for unit in self.restart if unit in self.workers]
+        nodes = {site.node(site.worker_of(unit)): unit for unit in started
+                 if site.worker_of(unit) in self.wanted["asked"]}  # fmt: skip
+        broker = ""
+        if nodes:
+            answer, wrong = self.ask("ping", str(seconds), *nodes, seconds=seconds + LOAD_SECONDS)
+            broker = wrong or answer["broker"]
+            silent = [] if broker else sorted(unit for node, unit in nodes.items() if node not in answer["answered"])
+            if silent:
+                self.give_up(silent[0], "does not answer after %s s" % seconds, began)
+        if broker:
+            self.warnings.append(
+                "celery: the workers of %s were started, but the broker does not answer, so nobody knows whether they "
+                "work: %s" % (site.name, last_line(masked(broker, self.wanted["environment_files"])))
+            )
+        else:
+            time.sleep(0 if nodes else 2)
+        for unit, now in show(self.restart).items():
+            if now.get("ActiveState") != "active" and not (unit == site.beat and now.get("SubState") == "start"):
+                self.give_up(unit, "does not run (%s)" % now.get("Result"), began)
+
+    def give_up(self, unit, what, began):
+        lines = run("journalctl", "--no-pager", "-n", "40", "-o", "cat", "--since", "@%d" % began, "-u", unit)[1]
+        raise Refused(
+            "%s of release %s %s. It is tried again and again, and waiting tasks stay in their queues. "
+            "Correct the release, or run the role with the release before. Its last lines:\n%s"
+            % (unit, self.wanted["release"], what, masked(lines.strip(), self.wanted["environment_files"]) or "(none)")
+        )
+
+    def difference(self):
+        return [
+            {"before_header": path, "after_header": path, "before": read(path) or "", "after": text}
+            for path, text in sorted(self.write.items())
+        ]
+
+    def beat_waits(self):
+        """A warning when another host's beat sends the ticks."""
+        status = show([self.site.beat])[self.site.beat].get("StatusText", "") if self.wanted["beat"] else ""
+        if status.startswith("waits: "):
+            self.warnings.append(
+                "celery: beat of %s does nothing on this host, it %s. Set celery_beat on one host only, and run the "
+                "role on the other one." % (self.site.name, status)
+            )
+
+
+def status(site):
+    """What runs of a site on this host."""
+    units = sorted(site.known_workers())
+    states = show([*units, site.beat, site.flower])
+
+    def one(unit):
+        now = states[unit]
+        known = environ(now.get("MainPID", "0")) if now.get("MainPID", "0") != "0" else {}
+        return {
+            "active": now.get("ActiveState", "inactive"),
+            "release": known.get("CELERY_RELEASE", ""),
+            "says": now.get("StatusText", ""),
+        }
+
+    workers = {site.worker_of(unit): one(unit) for unit in units}
+    releases = sorted({worker["release"] for worker in workers.values() if worker["release"]})
+    return {
+        "release": releases[0] if len(releases) == 1 else "",
+        "releases": releases,
+        "workers": workers,
+        "beat": one(site.beat),
+        "flower": one(site.flower),
+    }
+
+
+def lock(site):
+    """Hold the site's lock to the end of this process. Raises Refused when another run has it."""
+    handle = open(f"/run/celery-{site.name}.lock", "w")  # noqa: SIM115 (it is held until the process ends)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise Refused("another run works at this site on this host. Nothing was changed. Run it again.")
+        raise
+    return handle
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["running", "status"], "default": "running"},
+            "app": {"type": "str"},
+            "release": {"type": "str"},
+            "directory": {"type": "str"},
+            "venv": {"type": "str"},
+            "user": {"type": "str"},
+            "group": {"type": "str"},
+            "environment_files": {"type": "list", "elements": "str", "default": []},
+            "required_paths": {"type": "list", "elements": "str", "default": []},
+            "workers": {"type": "list", "elements": "str", "default": []},
+            "asked": {"type": "list", "elements": "str", "default": []},
+            "beat": {"type": "bool", "default": False},
+            "flower": {"type": "bool", "default": False},
+            "health": {"type": "bool", "default": True},
+            "longest_seconds": {"type": "int", "default": 0},
+            "stop_seconds": {"type": "int", "default": 180},
+            "start_seconds": {"type": "int", "default": 60},
+            "files_changed": {"type": "bool", "default": False},
+        },
+        required_if=[("state", "running", ("app", "release", "directory", "venv", "user", "group"))],
+        supports_check_mode=True,
+    )
+    site = Site(module.params["name"])
+    if module.params["state"] == "status":
+        module.exit_json(changed=False, live=status(site))
+    fleet = Fleet(site, module.params)
+    missing = fleet.missing()
+    if module.check_mode:
+        fleet.look()
+        changed = bool(missing or module.params["files_changed"] or fleet.outstanding())
+        module.exit_json(changed=changed, live={**status(site), "release": module.params["release"]})
+    if missing:
+        module.fail_json(msg="celery: %s" % missing)
+    difference = []
+    try:
+        held = lock(site)
+        fleet.look()
+        difference = fleet.difference()
+        changed = fleet.bring()
+        fleet.beat_waits()
+        held.close()
+    except Refused as refusal:
+        module.fail_json(msg="celery: %s" % refusal, steps=fleet.steps, seconds=fleet.seconds)
+    for warning in fleet.warnings:
+        module.warn(warning)
+    module.exit_json(
+        changed=changed, live=status(site), steps=fleet.steps, seconds=fleet.seconds, diff=difference if changed else []
+    )
+
+
+if __name__ == "__main__":
+    main()

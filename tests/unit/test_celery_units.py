@@ -1,0 +1,125 @@
+"""celery_units and the health check: what decides about restarts, without systemd."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROLE = Path(__file__).resolve().parents[2] / "roles/celery"
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+units = load(ROLE / "library/celery_units.py")
+health = load(ROLE / "files/health.py")
+beat = load(ROLE / "files/beat.py")
+
+
+@pytest.fixture
+def site(tmp_path):
+    for folder in ("units", "etc/celery-x", "lib/celery-x"):
+        (tmp_path / folder).mkdir(parents=True)
+    site = units.Site("x", *(str(tmp_path / folder) for folder in ("units", "etc", "lib")))
+    for name in (site.template, f"{site.worker('a')}.conf", f"{site.worker('b')}.conf", site.beat):
+        Path(site.ready, name).write_text(f"text of {name} {units.MARK}\n")
+    Path(site.lib, "beat.py").write_text("beat")
+    return site
+
+
+def fleet(site, **changes):
+    wanted = {"workers": ["a", "b"], "beat": True, "flower": False, "health": False, "environment_files": [],
+              "release": "r1"}  # fmt: skip
+    return units.Fleet(site, {**wanted, **changes})
+
+
+def generations(site, **changes):
+    made = fleet(site, **changes)
+    return {unit: made.generation(unit) for unit in made.workers + made.others}
+
+
+def differing(before, after):
+    return sorted(unit for unit in before if before[unit] != after.get(unit))
+
+
+def test_only_what_a_change_concerns_gets_another_fingerprint(site, tmp_path):
+    a, b = site.worker("a"), site.worker("b")
+    environment = tmp_path / "env"
+    environment.write_text("A=1\n")
+    files = {"environment_files": [str(environment)]}
+    first = generations(site, **files)
+    assert generations(site, **files) == first
+    Path(site.ready, f"{b}.conf").write_text(f"text of {b}.conf {units.MARK}\nMemoryMax=300M\n")
+    with_limit = generations(site, **files)
+    Path(site.ready, f"{b}.conf").write_text(f"text of {b}.conf {units.MARK}\nMemoryMax=400M\n")
+    assert generations(site, **files) == with_limit, "a limit needs no restart"
+    Path(site.ready, f"{b}.conf").write_text("other")
+    second = generations(site, **files)
+    assert differing(first, second) == [b]
+    Path(site.lib, "beat.py").write_text("other")
+    third = generations(site, **files)
+    assert differing(second, third) == [site.beat]
+    Path(site.ready, site.template).write_text("other")
+    fourth = generations(site, **files)
+    assert differing(third, fourth) == [a, b]
+    environment.write_text("A=2\n")
+    fifth = generations(site, **files)
+    assert differing(fourth, fifth) == sorted(fourth)
+    assert differing(fifth, generations(site, release="r2", **files)) == sorted(fifth)
+
+
+def test_units_in_use_carry_the_fingerprint(site):
+    made = fleet(site)
+    text = made.files()[site.drop_in(site.worker("a"))]
+    assert units.MARK not in text and made.generation(site.worker("a")) in text
+
+
+def test_names_of_workers_come_back_from_their_units(site):
+    assert site.worker_of(site.worker("a-b_c")) == "a-b_c"
+
+
+def test_secrets_are_masked_in_messages(tmp_path):
+    environment = tmp_path / "env"
+    environment.write_text("SECRET_KEY='s3cr3t'\nBROKER_URL=redis://x:pw@h/0\n")
+    lines = "s3cr3t redis://x:pw@h/0 rediss://shop:hunter2@broker/0"
+    assert units.masked(lines, [str(environment)]) == "******** ******** rediss://shop:********@broker/0"
+
+
+ANSWERS = {"broker": "", "answered": ["a"]}
+DOWN = {"broker": "refused", "answered": []}
+
+
+def test_silent_worker_is_killed_after_its_time_and_gets_longer_the_next_time():
+    state, running = {}, {"a": 0.0, "b": 0.0}
+    assert health.judge(state, ANSWERS, running, 50.0, 60) == {}
+    assert health.judge(state, ANSWERS, running, 60.0, 60) == {"b": 60}
+    assert health.judge(state, ANSWERS, running, 170.0, 60) == {}
+    assert health.judge(state, ANSWERS, running, 180.0, 60) == {"b": 120}
+    assert health.judge(state, {"broker": "", "answered": ["a", "b"]}, running, 181.0, 60) == {}
+    assert health.judge(state, ANSWERS, running, 241.0, 60) == {"b": 60}
+
+
+def test_nothing_is_killed_while_the_broker_is_away_and_time_starts_anew_after():
+    state, running = {}, {"a": 0.0, "b": 0.0}
+    assert health.judge(state, DOWN, running, 500.0, 60) == {}
+    assert health.judge(state, ANSWERS, running, 550.0, 60) == {}
+    assert health.judge(state, ANSWERS, running, 560.0, 60) == {"b": 60}
+
+
+def test_worker_that_has_just_started_gets_its_time():
+    state = {"b": {"heard": 10.0, "kills": 0}}
+    assert health.judge(state, ANSWERS, {"b": 480.0}, 500.0, 60) == {}
+
+
+def test_beat_ends_itself_once_its_lease_is_over(monkeypatch):
+    lease = beat.Lease(None, "x", "me", 6)
+    monkeypatch.setattr(beat.time, "monotonic", lambda: 100.0)
+    lease.until = 100.1
+    lease.hold()
+    lease.until = 100.0
+    with pytest.raises(SystemExit):
+        lease.hold()
