@@ -95,7 +95,7 @@ def roles(lab: Lab, name: str | None, debian: str, results: Results) -> None:
     with step("Image, network and caches for the roles' scenarios"):
         commands.prepare_roles(client, debian)
     results.add(f"image (Debian {debian})", time.monotonic() - started, True)
-    if any(scenario.startswith("nginx") for scenario in chosen):
+    if any(scenario.startswith(("nginx", "haproxy")) for scenario in chosen):
         started = time.monotonic()
         with step("Pebble, the ACME test server"):
             artifacts.build_pebble(client)
