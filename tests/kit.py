@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,20 @@ SITE = {
     "site_administrators": [{"name": "ada", "keys": ["ssh-ed25519 AAAA ada@example.com"]}],
 }
 HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+def load_plugin(path: str) -> ModuleType:
+    """A module or plugin of a role by its path in the kit, as Ansible would import it."""
+    import ansible.module_utils
+
+    for utils in ROOT.glob("roles/*/module_utils"):
+        if str(utils) not in ansible.module_utils.__path__:
+            ansible.module_utils.__path__.append(str(utils))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec and spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def run_playbook(playbook: Path | str, inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -19,9 +19,11 @@ SHAPES = {
     "two web hosts": {"web": ["web1", "web2"], "database": ["db1"]},
     "one host with a cache": {"web": ["one"], "database": ["one"], "cache": ["one"]},
     "a cache of its own": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"]},
+    "behind an edge": {"edge": ["edge1"], "web": ["web1", "web2"], "database": ["db1"]},
+    "one host behind an edge": {"edge": ["edge1"], "web": ["one"], "database": ["one"]},
 }
 HOSTS = {
-    name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1", "cache1"), start=1)
+    name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "edge1"), start=1)
 }
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
@@ -57,13 +59,17 @@ def web_addresses(site: Environment) -> list[str]:
     return [site.value(host, "host_address") for host in site.hosts if "web" in site.groups(host)]
 
 
+def edge_addresses(site: Environment) -> list[str]:
+    return [site.value(host, "host_address") for host in site.hosts if "edge" in site.groups(host)]
+
+
 def test_the_kit_has_inventories() -> None:
     assert ROOT / "inventories/example" in KIT
 
 
 def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
     for host in site.hosts:
-        files = ["site", "hosts", "base", *({"web", "database", "cache"} & site.groups(host))]
+        files = ["site", "hosts", "base", *({"web", "database", "cache", "edge"} & site.groups(host))]
         for name in (name for file in files for name in wired(file)):
             value = site.value(host, name, django_built=BUILT)
             assert "{{" not in str(value) and "{%" not in str(value), (host, name, value)
@@ -75,7 +81,8 @@ def test_memory_shares_fill_what_the_system_leaves_and_no_more(site: Environment
         reserve, memory = site.value(host, "site_memory_reserve"), int(site.value(host, "host_memory_mb"))
         assert sum(shares.values()) == pytest.approx(1 - reserve)
         assert 0 < sum(parts.values()) <= (1 - reserve) * memory
-        services = {"web": {"gunicorn", "nginx"}, "database": {"postgres"}, "cache": {"redis_cache"}}
+        services = {"web": {"gunicorn", "nginx"}, "database": {"postgres"}, "cache": {"redis_cache"},
+                    "edge": {"haproxy"}}  # fmt: skip
         assert set(parts) == set().union(*(services[group] for group in services if group in site.groups(host)))
 
 
@@ -91,8 +98,10 @@ def test_postgres_admits_exactly_the_web_hosts_over_tls(site: Environment) -> No
 def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Environment) -> None:
     for host in site.hosts:
         opened: list[tuple[Any, Any]] = []
-        if "web" in site.groups(host):
+        if "edge" in site.groups(host) or ("web" in site.groups(host) and site.value(host, "nginx_public")):
             opened.append(([80, 443], None))
+        if "web" in site.groups(host) and edge_addresses(site):
+            opened.append((8443, edge_addresses(site)))
         if "database" in site.groups(host):
             opened.append((5432, web_addresses(site)))
         if "cache" in site.groups(host):
@@ -104,7 +113,8 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
 def test_a_host_gets_a_certificate_for_each_service_it_runs(site: Environment) -> None:
     for host in site.hosts:
         leaves = {leaf["name"]: leaf for leaf in site.value(host, "certificates_leaves")}
-        assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"), ("cache", "redis"))
+        assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"), ("cache", "redis"),
+                                                     ("edge", "haproxy"))
                                if group in site.groups(host)}  # fmt: skip
         for leaf in leaves.values():
             assert site.value(host, "host_address") in leaf["names"]
@@ -254,7 +264,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
     specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
-    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("web")}:
+    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("web"), **wired("edge")}:
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -263,7 +273,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
-    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("web")}
+    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("web"), **wired("edge")}
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name
@@ -290,3 +300,48 @@ def test_playbooks_are_accepted_for_the_example() -> None:
     assert "playbooks/stage1.yml" in playbooks
     done = run_playbook(playbooks[0], ROOT / "inventories/example", *playbooks[1:], "--syntax-check")
     assert done.returncode == 0, done.stderr
+
+
+def test_edge_sends_requests_to_every_web_host_over_verified_tls(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "behind an edge")
+    backends = site.value("edge1", "haproxy_backends")
+    assert [(one["name"], one["address"], one["port"]) for one in backends] == [
+        ("web1", "198.18.9.2", 8443), ("web2", "198.18.9.3", 8443)]  # fmt: skip
+    assert site.value("edge1", "haproxy_backend_tls") is True
+    for host in ("web1", "web2"):
+        assert site.value(host, "nginx_proxy_port") == 8443
+        assert site.value(host, "nginx_trusted_proxies") == ["198.18.9.6"]
+        leaf = next(leaf for leaf in site.value(host, "certificates_leaves") if leaf["name"] == "nginx")
+        assert "shop.example.com" in leaf["names"]  # the name that the edge asks for
+
+
+@pytest.mark.parametrize(("settings", "ports"), [({}, {80, 443, 8443}), ({"site_web_direct": False}, {8443})])
+def test_only_the_first_web_host_stays_open_beside_the_edge_and_only_until_told(
+    make_inventory: Callable[..., Path], settings: dict[str, Any], ports: set[int]
+) -> None:
+    def opened(site: Environment, host: str) -> set[Any]:
+        ports = [rule["port"] for rule in site.value(host, "firewall_allow")]
+        return {port for entry in ports for port in (entry if isinstance(entry, list) else [entry])}
+
+    site = one(make_inventory, "behind an edge", **settings)
+    assert opened(site, "web1") == ports and opened(site, "web2") == {8443}
+    assert [site.value(host, "nginx_public") for host in ("web1", "web2")] == [80 in ports, False]
+
+
+def test_a_closed_web_host_asks_for_no_public_certificate(make_inventory: Callable[..., Path]) -> None:
+    settings = {"site_tls": "letsencrypt", "site_contact_email": "ada@example.com"}
+    site = one(make_inventory, "behind an edge", **settings)
+    assert [site.value(host, "nginx_tls") for host in ("web1", "web2")] == ["letsencrypt", "internal"]
+    assert site.value("edge1", "haproxy_tls") == "letsencrypt"
+    # The edge proves the names before they lead to it.
+    assert site.value("web1", "nginx_acme_forward") == "198.18.9.6"
+
+
+def test_a_new_host_gets_the_revision_that_the_others_serve(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "behind an edge", site_version="v1")
+    serving = {"web1": {"release": "r2-abc", "revision": "r2"}, "web2": {"release": "", "revision": ""}}
+    answered = {"fleet_live": serving}
+    assert site.value("web2", "django_version", **answered) == "r2"
+    assert site.value("web2", "django_version", **answered, deploy_new_version=True) == "v1"
+    assert site.value("web2", "django_version", **answered, deploy_new_version=True, version="v3") == "v3"
+    assert site.value("web2", "django_version") == "v1"
