@@ -1,6 +1,7 @@
 """backend.py NAME PORT: a small web server that says who it is and what it was given.
 
-/readyz answers 503 while /run/NAME.sick exists; /slow takes what ?seconds= says; /ws speaks just enough WebSocket.
+/readyz answers 503 while /run/NAME.sick exists; any page takes as long as ?seconds= says; /ws speaks just enough
+WebSocket. /run/orders has a line for each POST that a server has begun.
 """
 
 import base64
@@ -27,6 +28,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if url.path == "/ws":
             return self.echo()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.command == "POST":
+            with open("/run/orders", "a") as orders:
+                orders.write(f"{NAME} {self.path}\n")
         time.sleep(float(query.get("seconds", 0)))
         status = 503 if url.path == "/readyz" and os.path.exists(f"/run/{NAME}.sick") else 200
         answer = json.dumps({

@@ -1,26 +1,28 @@
 #!/usr/bin/python
-"""Drain a server of a running HAProxy, or readmit it, and wait until that is so."""
+"""Drain a server of a running HAProxy, readmit it, or say how all of them are."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: haproxy_server
-short_description: Drain a server of a running HAProxy, or readmit it
+short_description: Drain a server of a running HAProxy, readmit it, or say how all of them are
 description:
   - Speaks to the instance's sockets. What it sets outlives reloads and restarts of HAProxy.
+  - Returns C(servers), a dictionary of how they are then, by C(backend/server).
 options:
   instance:
     description: The instance's name.
     type: str
     required: true
   server:
-    description: The server, or backend/server where it is in several backends.
+    description: The server, or backend/server where it is in several backends. Not for C(asked).
     type: str
-    required: true
   state:
-    description: C(drained) waits until no session is left; C(ready) until the server passes its health checks.
+    description:
+      - C(drained) waits until no session is left; C(ready) until the server passes its health checks anew;
+        C(asked) only says how the servers are.
     type: str
-    choices: [drained, ready]
+    choices: [drained, ready, asked]
     required: true
   seconds:
     description: How long to wait.
@@ -38,7 +40,9 @@ options:
 author: Stepladder
 """
 
+import contextlib
 import csv
+import fcntl
 import os
 import re
 import socket
@@ -48,8 +52,8 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 PAUSE = 0.2
-# Bits of a server's administrative state: forced maintenance, forced drain.
-TAKEN_OUT = 0x01 | 0x08
+# Bits of a server's administrative state.
+FORCED_MAINTENANCE, FORCED_DRAIN = 0x01, 0x08
 OUT_OF_ROTATION = ("DRAIN", "MAINT", "DOWN", "NOLB")
 
 
@@ -100,34 +104,40 @@ class Instance:
         rows = csv.DictReader(text[start + 2 :].splitlines()) if start >= 0 else []
         return [row for row in rows if row.get("type") == "2"]
 
-    def is_taken_out(self, backend, server):
-        """Whether somebody has drained the server or put it into maintenance; its status also says what checks find."""
+    def administrative(self):
+        """What somebody has set for each server, as bits; the status in `servers` also says what checks find."""
         lines = self.ask("show servers state").splitlines()
         columns = next(line for line in lines if line.startswith("# ")).split()[1:]
-        for line in lines:
-            row = dict(zip(columns, line.split(), strict=False))
-            if (row.get("be_name"), row.get("srv_name")) == (backend, server):
-                return bool(int(row["srv_admin_state"]) & TAKEN_OUT)
-        return False
+        rows = [dict(zip(columns, line.split(), strict=False)) for line in lines[2:] if line.strip()]
+        return {"%s/%s" % (row["be_name"], row["srv_name"]): int(row["srv_admin_state"]) for row in rows}
+
+    def is_taken_out(self, name):
+        return bool(self.administrative()[name] & (FORCED_MAINTENANCE | FORCED_DRAIN))
 
     def old_workers(self):
         table = self.ask("show proc", "master")
         found = re.search(r"(?ms)^# old workers\n(.*?)(^#|\Z)", table)
         return re.findall(r"(?m)^(\d+)\s+worker", found.group(1)) if found else []
 
-    def sessions(self, backend, server):
-        """Sessions that are on a server or queue for it, in all processes."""
+    def sessions(self, name):
+        """Sessions that are on a server or queue for it, in all processes and by way of those that track it."""
         rows = self.servers()
         for worker in self.old_workers():
             try:
                 rows += self.servers(worker)
             except Refused:
                 continue  # it has just ended
-        return sum(
-            int(row["scur"] or 0) + int(row["qcur"] or 0)
-            for row in rows
-            if (row["pxname"], row["svname"]) == (backend, server)
-        )
+        return sum(int(row["scur"] or 0) + int(row["qcur"] or 0) for row in rows if name in (path(row), row["tracked"]))
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Nobody else changes a server meanwhile: two at once could each leave the other as the last one."""
+        folder = os.open("/var/lib/haproxy-%s" % self.name, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def save(self):
         """Have the states written down for the next process."""
@@ -138,15 +148,23 @@ class Instance:
             raise Refused(done.stdout.decode("utf-8", "replace").strip())
 
 
+def path(row):
+    return "%s/%s" % (row["pxname"], row["svname"])
+
+
+def checked(rows):
+    """Servers that stand for themselves; one that tracks another follows it."""
+    return [row for row in rows if not row["tracked"]]
+
+
 def find(rows, wanted):
     """The row of a server named `server` or `backend/server`. Raises Refused."""
-    found = [row for row in rows if wanted in (row["svname"], "%s/%s" % (row["pxname"], row["svname"]))]
+    found = [row for row in checked(rows) if wanted in (row["svname"], path(row))]
     if not found:
-        known = ", ".join(sorted("%s/%s" % (row["pxname"], row["svname"]) for row in rows)) or "none"
+        known = ", ".join(sorted(path(row) for row in checked(rows))) or "none"
         raise Refused("there is no server %s. There are: %s." % (wanted, known))
     if len(found) > 1:
-        listed = ", ".join("%s/%s" % (row["pxname"], row["svname"]) for row in found)
-        raise Refused("%s is the name of several servers. Say which: %s." % (wanted, listed))
+        raise Refused("%s is the name of several servers. Say which: %s." % (wanted, ", ".join(map(path, found))))
     return found[0]
 
 
@@ -155,32 +173,60 @@ def is_up(row):
     return not row["status"].startswith(OUT_OF_ROTATION)
 
 
-def drain(instance, row, params, check):
-    backend, server = row["pxname"], row["svname"]
-    others = [other for other in instance.servers() if other["pxname"] == backend and other["svname"] != server]
-    changed = not instance.is_taken_out(backend, server)
-    if changed and not params["last"] and not any(is_up(other) for other in others):
-        raise Refused(
-            "%s/%s is the last server that is up; drained, nobody would be answered. Nothing was changed. "
-            "Readmit another one first, or set haproxy_drain_last: true." % (backend, server)
-        )
-    if check:
-        return {"changed": changed}
-    if changed:
-        instance.tell("set server %s/%s state drain" % (backend, server))
-        instance.save()
+def is_healthy(row):
+    return row["status"].startswith(("UP", "no check"))
+
+
+def check_said(row):
+    return ("%s %s" % (row["check_code"] or row["check_status"], row["last_chk"])).strip()
+
+
+def condition(row, bits):
+    """One word for how a server is. What somebody has set comes first: checks go on at a drained server, too."""
+    if bits & FORCED_MAINTENANCE:
+        return "maintenance"
+    if bits & FORCED_DRAIN:
+        return "drained"
+    return "up" if is_up(row) else "down"
+
+
+def states(instance):
+    """How each server is: condition, HAProxy's status, what its last check found, sessions in all processes."""
+    bits = instance.administrative()
+    return {
+        path(row): {
+            "state": condition(row, bits[path(row)]),
+            "status": row["status"],
+            "check": check_said(row),
+            "since_seconds": int(row["lastchg"] or 0),
+            "sessions": instance.sessions(path(row)),
+        }
+        for row in checked(instance.servers())
+    }
+
+
+def drain(instance, name, params, check):
+    with instance.alone():
+        changed = not instance.is_taken_out(name)
+        if changed and not params["last"]:
+            refuse_the_last(instance, name)
+        if check:
+            return {"changed": changed}
+        if changed:
+            instance.tell("set server %s state drain" % name)
+            instance.save()
     started = time.monotonic()
-    left = instance.sessions(backend, server)
+    left = instance.sessions(name)
     while left and time.monotonic() < started + params["seconds"]:
         time.sleep(PAUSE)
-        left = instance.sessions(backend, server)
+        left = instance.sessions(name)
     if left and params["leftover"] == "fail":
         raise Refused(
-            "%s/%s still has %d sessions after %d s. It stays drained: run this again to wait on, readmit it, or set "
-            "haproxy_drain_leftover: close to end them." % (backend, server, left, params["seconds"])
+            "%s still has %d sessions after %d s. It stays drained: run this again to wait on, readmit it, or set "
+            "haproxy_drain_leftover: close to end them." % (name, left, params["seconds"])
         )
     if left:
-        close(instance, backend, server)
+        close(instance, name)
     return {
         "changed": changed or bool(left),
         "closed_sessions": left,
@@ -188,33 +234,49 @@ def drain(instance, row, params, check):
     }
 
 
-def close(instance, backend, server):
+def refuse_the_last(instance, name):
+    """A server that is down already takes nothing away."""
+    rows = checked(instance.servers())
+    backend = find(rows, name)["pxname"]
+    up = [path(row) for row in rows if row["pxname"] == backend and is_up(row)]
+    if up == [name]:
+        raise Refused(
+            "%s is the last server that is up; drained, nobody would be answered. Nothing was changed. "
+            "Readmit another one first, or set haproxy_drain_last: true." % name
+        )
+
+
+def close(instance, name):
     """End a server's sessions; those of a process that a reload has left can only be ended one by one."""
-    instance.tell("shutdown sessions server %s/%s" % (backend, server))
-    theirs = re.compile(r"(?m)^(0x[0-9a-f]+): .* be=%s srv=%s " % (re.escape(backend), re.escape(server)))
-    for worker in instance.old_workers():
-        for session in theirs.findall(instance.ask("@!%s show sess" % worker, "master")):
-            instance.ask("@!%s shutdown session %s" % (worker, session), "master")
+    for row in instance.servers():
+        if name in (path(row), row["tracked"]):
+            instance.tell("shutdown sessions server %s" % path(row))
+            theirs = re.compile(r"(?m)^(0x[0-9a-f]+): .* be=%s srv=%s " % tuple(map(re.escape, path(row).split("/"))))
+            for worker in instance.old_workers():
+                for session in theirs.findall(instance.ask("@!%s show sess" % worker, "master")):
+                    instance.ask("@!%s shutdown session %s" % (worker, session), "master")
 
 
-def readmit(instance, row, params, check):
-    backend, server = row["pxname"], row["svname"]
-    changed = instance.is_taken_out(backend, server)
+def readmit(instance, name, params, check):
+    changed = instance.is_taken_out(name)
     if check:
         return {"changed": changed}
     if changed:
-        instance.tell("set server %s/%s state ready" % (backend, server))
-        instance.save()
+        with instance.alone():
+            # What its last check said may be from before the restart that it was drained for.
+            if find(instance.servers(), name)["check_status"]:
+                instance.tell("set server %s health down" % name)
+            instance.tell("set server %s state ready" % name)
+            instance.save()
     started = time.monotonic()
-    row = find(instance.servers(), "%s/%s" % (backend, server))
-    while not row["status"].startswith(("UP", "no check")) and time.monotonic() < started + params["seconds"]:
+    row = find(instance.servers(), name)
+    while not is_healthy(row) and time.monotonic() < started + params["seconds"]:
         time.sleep(PAUSE)
-        row = find(instance.servers(), "%s/%s" % (backend, server))
-    if not row["status"].startswith(("UP", "no check")):
-        said = "%s %s" % (row["check_code"] or row["check_status"], row["last_chk"])
+        row = find(instance.servers(), name)
+    if not is_healthy(row):
         raise Refused(
-            "%s/%s was readmitted, but is %s after %d s: its health check says %s. HAProxy sends it nothing until it "
-            "passes." % (backend, server, row["status"], params["seconds"], said.strip())
+            "%s was readmitted, but is %s after %d s: its health check says %s. HAProxy sends it nothing until it "
+            "passes." % (name, row["status"], params["seconds"], check_said(row))
         )
     instance.save()
     return {"changed": changed, "waited_seconds": round(time.monotonic() - started, 1)}
@@ -224,22 +286,26 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "instance": {"type": "str", "required": True},
-            "server": {"type": "str", "required": True},
-            "state": {"type": "str", "required": True, "choices": ["drained", "ready"]},
+            "server": {"type": "str"},
+            "state": {"type": "str", "required": True, "choices": ["drained", "ready", "asked"]},
             "seconds": {"type": "int", "default": 60},
             "leftover": {"type": "str", "choices": ["fail", "close"], "default": "fail"},
             "last": {"type": "bool", "default": False},
         },
+        required_if=[("state", "drained", ["server"]), ("state", "ready", ["server"])],
         supports_check_mode=True,
     )
     params = module.params
     instance = Instance(params["instance"])
     if module.check_mode and not os.path.exists(instance.run):
-        module.exit_json(changed=True)
+        module.exit_json(changed=params["state"] != "asked", servers={})
     try:
-        row = find(instance.servers(), params["server"])
-        act = drain if params["state"] == "drained" else readmit
-        module.exit_json(**act(instance, row, params, module.check_mode))
+        done = {"changed": False}
+        if params["state"] != "asked":
+            name = path(find(instance.servers(), params["server"]))
+            act = drain if params["state"] == "drained" else readmit
+            done = act(instance, name, params, module.check_mode)
+        module.exit_json(servers=states(instance), **done)
     except Refused as refusal:
         module.fail_json(msg="haproxy: %s" % refusal)
 
