@@ -101,7 +101,7 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
         if "edge" in site.groups(host) or ("web" in site.groups(host) and site.value(host, "nginx_public")):
             opened.append(([80, 443], None))
         if "web" in site.groups(host) and edge_addresses(site):
-            opened.append((8443, edge_addresses(site)))
+            opened.append((8444, edge_addresses(site)))
         if "database" in site.groups(host):
             opened.append((5432, web_addresses(site)))
         if "cache" in site.groups(host):
@@ -306,16 +306,16 @@ def test_edge_sends_requests_to_every_web_host_over_verified_tls(make_inventory:
     site = one(make_inventory, "behind an edge")
     backends = site.value("edge1", "haproxy_backends")
     assert [(one["name"], one["address"], one["port"]) for one in backends] == [
-        ("web1", "198.18.9.2", 8443), ("web2", "198.18.9.3", 8443)]  # fmt: skip
+        ("web1", "198.18.9.2", 8444), ("web2", "198.18.9.3", 8444)]  # fmt: skip
     assert site.value("edge1", "haproxy_backend_tls") is True
     for host in ("web1", "web2"):
-        assert site.value(host, "nginx_proxy_port") == 8443
+        assert site.value(host, "nginx_proxy_port") == 8444
         assert site.value(host, "nginx_trusted_proxies") == ["198.18.9.6"]
         leaf = next(leaf for leaf in site.value(host, "certificates_leaves") if leaf["name"] == "nginx")
         assert "shop.example.com" in leaf["names"]  # the name that the edge asks for
 
 
-@pytest.mark.parametrize(("settings", "ports"), [({}, {80, 443, 8443}), ({"site_web_direct": False}, {8443})])
+@pytest.mark.parametrize(("settings", "ports"), [({}, {80, 443, 8444}), ({"site_web_direct": False}, {8444})])
 def test_only_the_first_web_host_stays_open_beside_the_edge_and_only_until_told(
     make_inventory: Callable[..., Path], settings: dict[str, Any], ports: set[int]
 ) -> None:
@@ -324,7 +324,7 @@ def test_only_the_first_web_host_stays_open_beside_the_edge_and_only_until_told(
         return {port for entry in ports for port in (entry if isinstance(entry, list) else [entry])}
 
     site = one(make_inventory, "behind an edge", **settings)
-    assert opened(site, "web1") == ports and opened(site, "web2") == {8443}
+    assert opened(site, "web1") == ports and opened(site, "web2") == {8444}
     assert [site.value(host, "nginx_public") for host in ("web1", "web2")] == [80 in ports, False]
 
 
