@@ -135,14 +135,23 @@ def show(client: docker.DockerClient, lab: Lab, stage_hosts: dict[str, list[str]
         rows.append([host, state.addresses.get(host, ""), ", ".join(groups), f"[{colour}]{status}[/{colour}]"])
     console.print(f"\nLab {lab.name}: stage {state.stage or '-'}, Debian {state.debian or '-'}, network {state.subnet}")
     console.print(table(["host", "address", "groups", "state"], rows))
-    web = next((host for host, groups in stage_hosts.items() if "web" in groups), None)
-    if web and web in state.addresses and state.stage:
-        show_site(lab, state.addresses[web])
+    door = front_door(stage_hosts)
+    if door in state.addresses and state.stage:
+        show_site(lab, state.addresses[door])
     first = next(iter(stage_hosts))
     console.print(f"Log in        ./ladder ssh {first}   (user admin; sudo asks no password)")
     console.print(
-        f"Look further  ./ladder logs {first} nginx   ./ladder play playbooks/stage1.yml --check --diff   ./ladder down"
+        f"Look further  ./ladder logs {first} ssh   ./ladder play playbooks/stage{state.stage or 1}.yml --check --diff   ./ladder down"
     )
+
+
+def front_door(stage_hosts: dict[str, list[str]]) -> str:
+    """The host that people reach: the first of `edge`, else the first of `web`; "" when there is neither."""
+    for group in ("edge", "web"):
+        for host, groups in stage_hosts.items():
+            if group in groups:
+                return host
+    return ""
 
 
 def show_site(lab: Lab, address: str) -> None:

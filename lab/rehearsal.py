@@ -40,7 +40,7 @@ def in_group(lab: Lab, group: str) -> list[str]:
 
 def front_door(lab: Lab) -> Door:
     """Where people reach the site now: the first edge host, or the first web host where there is none."""
-    first = (in_group(lab, "edge") or in_group(lab, "web"))[0]
+    first = commands.front_door(stage_hosts(lab))
     authority = commands.authority(lab)
     if authority is None:
         raise MachineError(f"The lab {lab.name} has no certificate authority yet. Run ./ladder up.")
