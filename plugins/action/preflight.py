@@ -180,6 +180,17 @@ def memory_problem(host: str, shares: Mapping[str, Any]) -> str | None:
     return f"The memory shares of {host} add up to {total:g} of what it has ({parts}). Lower them to 1 or less in site_memory_shares."
 
 
+def media_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """The sentence for uploads that would be kept on a host that does not run the site."""
+    web = groups.get("web") or []
+    if not name or name in web:
+        return []
+    return [
+        f"site_media_host is {name}, and the group web has {listed(web) or 'no host'}. Name one of them; docs/operations/media.md "
+        "says how to move the uploads."
+    ]
+
+
 def host_problems(answers: Mapping[str, Mapping[str, Any]], tolerance: float) -> list[str]:
     """The sentences for what the hosts answered: unreachable, not supported, clocks apart."""
     problems = []
@@ -251,13 +262,13 @@ class ActionModule(ActionBase):
         known = known_variables()
         own = set(self._value(hostvars, hosts[0], "site_own_variables")[0] or []) if hosts else set()
         problems += unknown_problems({host: list(hostvars[host]) for host in hosts}, known | own, prefixes())
-        problems += self._settings(hostvars, hosts)
+        problems += self._settings(hostvars, hosts, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
         problems += address_problems({host: str(address) for host, address in addresses.items() if address})
         refuse(problems)
         return {"changed": False, "hosts": len(hosts)}
 
-    def _settings(self, hostvars: Mapping[str, Any], hosts: list[str]) -> list[str]:
+    def _settings(self, hostvars: Mapping[str, Any], hosts: list[str], groups: Mapping[str, list[str]]) -> list[str]:
         problems: list[str] = []
         where: dict[str, list[str]] = defaultdict(list)  # the same wrong value on several hosts is one problem
         unset: set[str] = set()  # what is built from a setting that is missing is not a second problem
@@ -286,6 +297,7 @@ class ActionModule(ActionBase):
         problems += [problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items()]
         if not problems and hosts:
             problems += self._tls_settings(hostvars, hosts[0])
+            problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
         return problems
 
     def _tls_settings(self, hostvars: Mapping[str, Any], host: str) -> list[str]:

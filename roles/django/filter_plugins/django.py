@@ -72,6 +72,20 @@ def django_environment(values: Mapping[str, Any]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def django_storage_variable(option: str, alias: str) -> str:
+    """The environment variable that has a secret option of a storage."""
+    return f"SITE_STORAGE_{alias}_{option}".upper()
+
+
+def django_storage_environment(secrets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The environment variables of all storages' secret options."""
+    return {
+        django_storage_variable(option, alias): value
+        for alias, options in secrets.items()
+        for option, value in options.items()
+    }
+
+
 def django_fingerprint(value: Any, length: int = 12) -> str:
     """The first hex digits of a SHA-256 over plain data."""
     text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
@@ -137,6 +151,8 @@ class FilterModule:
             "django_environment": django_environment,
             "django_fingerprint": django_fingerprint,
             "django_source_kind": django_source_kind,
+            "django_storage_environment": django_storage_environment,
+            "django_storage_variable": django_storage_variable,
             "django_package_version": django_package_version,
             "django_package_requirement": django_package_requirement,
         }
