@@ -18,6 +18,7 @@ BACKEND_KEYS = {"name", "address", "port", "weight"}
 LIMIT_KEYS = {"path_prefix", "requests", "seconds", "methods"}
 KEEPALIVED_KEYS = {"interface", "virtual_address", "router_id", "priority", "password", "peers"}
 LIMITS = 3  # as many counters as HAProxy keeps per request
+MOST_CONNECTIONS = 150_000  # six file descriptors each, of the 1048576 that a process may have
 # A connection's two buffers, its TLS session, and what HTTP/2 adds.
 KB_PER_CONNECTION = 100
 OWN_MB = 50
@@ -156,8 +157,10 @@ def limits(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def memory(settings: dict[str, Any]) -> Iterator[str]:
-    if not whole(settings["max_connections"], 10, 1_000_000):
-        yield f"haproxy_max_connections is {settings['max_connections']}. It is a number from 10 to 1000000."
+    if not whole(settings["max_connections"], 10, MOST_CONNECTIONS):
+        yield (
+            f"haproxy_max_connections is {settings['max_connections']}. It is a number from 10 to {MOST_CONNECTIONS}."
+        )
     elif settings["memory_mb"]:
         needed = settings["max_connections"] * KB_PER_CONNECTION // 1024 + OWN_MB
         if needed > settings["memory_mb"]:
