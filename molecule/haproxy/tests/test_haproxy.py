@@ -15,7 +15,6 @@ import testinfra
 SCENARIO = Path(__file__).resolve().parents[1]
 PREFIX, DEBIAN = os.environ.get("STEPLADDER_SCENARIO", "haproxy"), os.environ.get("STEPLADDER_DEBIAN", "13")
 FIRST, SECOND = f"{PREFIX}-debian{DEBIAN}", f"{PREFIX}-second-debian{DEBIAN}"
-VIRTUAL = f"198.18.1.2{DEBIAN}"
 SHOP, BLOG = "shop.example.com", "blog.example.com"
 CA, PEBBLE_ROOT = "/etc/stepladder/tls/ca.pem", "/run/pebble-root.pem"
 NO_HANDSHAKE, NOT_TRUSTED = 35, 60  # curl's own words
@@ -309,7 +308,7 @@ def test_idle_server_gets_the_next_request(host):
 def sessions(host):
     """How many requests each server has, those that are to be sent only once among them."""
     rows = [
-        line.split(",") for line in tell(host, "show stat").splitlines() if line.startswith(("site,", "site_once,"))
+        line.split(",") for line in tell(host, "show stat").splitlines() if line.startswith(("site,", "once,"))
     ]
     return {server: sum(int(row[4]) for row in rows if row[1] == server) for server in BACKENDS}
 
@@ -765,40 +764,15 @@ def test_service_runs_without_privileges_and_is_kept_in(host):
     )
     print("score", score)
     assert score <= 1.6
-    for path in (
-        "/etc/haproxy-edge/tls/site.pem",
-        "/etc/haproxy-edge/haproxy.cfg",
-        "/etc/haproxy-edge/keepalived.conf",
-    ):
+    for path in ("/etc/haproxy-edge/tls/site.pem", "/etc/haproxy-edge/haproxy.cfg"):
         assert host.run(f"setpriv --reuid nobody --clear-groups cat {path}").rc != 0
-
-
-def test_virtual_address_moves_to_the_host_that_serves(host, second):
-    hosts = {FIRST: host, SECOND: second}
-
-    def holders():
-        return [
-            name for name, one in hosts.items() if f" {VIRTUAL}/24" in one.check_output("ip -4 address show dev eth0")
-        ]
-
-    until(lambda: len(holders()) == 1, 20)
-    [holder] = holders()
-    [other] = set(hosts) - {holder}
-    assert ask(hosts[other], address=VIRTUAL).status == 200
-    hosts[holder].check_output("systemctl stop haproxy-edge")
-    moved = until(lambda: holders() == [other], 30)
-    print("moved in", moved)
-    assert ask(hosts[holder], address=VIRTUAL).status == 200
-    hosts[holder].check_output("systemctl start haproxy-edge")
-    time.sleep(6)
-    assert holders() == [other], "who comes back takes nothing from who serves"
 
 
 def test_everything_is_back_after_a_reboot(host):
     tell(host, "set server site/two state drain")
     host.check_output("/etc/haproxy-edge/control save-state")
     subprocess.run(["docker", "restart", "-t", "20", FIRST], check=True, capture_output=True)
-    for name in ("edge", "database", "edge-keepalived"):
+    for name in ("edge", "database"):
         until(lambda unit=f"haproxy-{name}": host.run("systemctl is-active %s", unit).rc == 0, 60)
     until(lambda: status(host, "one") == "UP", 30)
     assert ask(host).status == 200
