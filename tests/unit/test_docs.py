@@ -148,9 +148,10 @@ def test_settings_that_pages_name_exist() -> None:
 
 
 def facts_set_by_roles() -> set[str]:
-    """The names that the roles' set_fact tasks give to the plays that use them."""
+    """The names that the roles' tasks, by set_fact or as their results, give to the plays that use them."""
     tasks = [task for path in ROOT.glob("roles/*/tasks/*.yml") for task in yaml.safe_load(path.read_text()) or []]
-    return {name for task in tasks for name in task.get("ansible.builtin.set_fact") or {}}
+    results = {task["register"] for task in tasks if "register" in task}
+    return results | {name for task in tasks for name in task.get("ansible.builtin.set_fact") or {}}
 
 
 def test_variables_that_pages_name_exist() -> None:

@@ -26,19 +26,10 @@ def settings(**changes):
         "ports": {"http": 80, "https": 443, "stats": 8404}, "tls": "internal", "tls_files": ["/a", "/b"],
         "backend_tls": False, "backend_ca": "/ca.pem", "backend_name": "shop.example.com", "balance": "leastconn",
         "health_path": "/readyz", "health_host": "shop.example.com", "max_connections": 2000, "memory_mb": 0,
-        "rate_limits": [], "networks": {"haproxy_trusted_proxies": []}, "keepalived": {},
+        "rate_limits": [], "networks": {"haproxy_trusted_proxies": []},
         "seconds": {"haproxy_queue_seconds": 5},
     }  # fmt: skip
     return {**good, **changes}
-
-
-KEEPALIVED = {
-    "interface": "eth0",
-    "virtual_address": "192.0.2.9/24",
-    "router_id": 51,
-    "priority": 100,
-    "password": "s3cret",
-}
 
 
 def test_settings_that_work_are_not_refused():
@@ -47,7 +38,7 @@ def test_settings_that_work_are_not_refused():
         {"path_prefix": "/login", "methods": ["POST"], "requests": 5, "seconds": 60},
     ]
     assert problems(settings()) == []
-    assert problems(settings(rate_limits=limits, keepalived=KEEPALIVED, memory_mb=512)) == []
+    assert problems(settings(rate_limits=limits, memory_mb=512)) == []
     assert problems(settings(server_names=["*.example.com"], addresses=["2001:db8::1"])) == []
     raw = settings(
         sections="listen x", server_names=[], backends=[], health_host="", backend_name="", tls_files=["", ""]
@@ -73,7 +64,6 @@ def test_settings_that_work_are_not_refused():
         ({"tls_files": ["", "/b"]}, "haproxy_tls_certificate or haproxy_tls_key is empty"),
         ({"tls": "files", "tls_files": ["/nowhere", "/b"]}, "/nowhere is not a file on the controller"),
         ({"tls": "letsencrypt", "server_names": ["*.example.com"]}, "the HTTP challenge cannot prove"),
-        ({"tls": "letsencrypt", "keepalived": KEEPALIVED}, "only the host that has the address"),
         ({"health_path": "/readyz?x=1"}, "without a query"),
         ({"health_host": ""}, "haproxy_health_host is . Set it to a host name."),
         ({"balance": "leastconn\nacl"}, "haproxy_balance is"),
@@ -81,15 +71,13 @@ def test_settings_that_work_are_not_refused():
         ({"addresses": ["192.0.2.0/24"]}, "not an address of a host"),
         ({"networks": {"haproxy_trusted_proxies": ["edge1"]}}, "haproxy_trusted_proxies has edge1, which is not"),
         ({"max_connections": 5000, "memory_mb": 256}, "can take 538 MB, more than haproxy_memory_mb, 256."),
+        ({"max_connections": 150001}, "It is a number from 10 to 150000."),
         ({"rate_limits": [{"path_prefix": "/readyz", "requests": 5, "seconds": 1}]}, "which is what health checks ask"),
         ({"rate_limits": [{"requests": 5}]}, "has the seconds None"),
         ({"rate_limits": [{"requests": 0, "seconds": 1}]}, "has the requests 0"),
         ({"rate_limits": [{"requests": 5, "seconds": 1, "methods": "POST"}]}, "[POST] say"),
         ({"rate_limits": [{"requests": 5, "seconds": 1, "path": "/a"}]}, "unknown key path"),
         ({"rate_limits": [{"requests": 5, "seconds": 1}] * 4}, "counts at most 3"),
-        ({"keepalived": {**KEEPALIVED, "password": "far too long"}}, "a password that VRRP cannot carry"),
-        ({"keepalived": {**KEEPALIVED, "priority": 255}}, "has the priority 255"),
-        ({"keepalived": {"interface": "eth0"}}, "has no password, priority, router_id, virtual_address."),
         ({"seconds": {"haproxy_queue_seconds": 0}}, "haproxy_queue_seconds is 0."),
         ({"sections": "listen x", "name": ""}, "haproxy_name is ."),
     ],
@@ -100,14 +88,11 @@ def test_what_cannot_work_is_said_in_a_sentence(changes, words):
     assert all(sentence[-1] in ".:@%-say" for sentence in found)
 
 
-def test_password_is_not_in_what_is_said_of_it():
-    assert "far too long" not in str(problems(settings(keepalived={**KEEPALIVED, "password": "far too long"})))
-
-
 ROWS = [
-    {"pxname": "site", "svname": "one", "status": "UP"},
-    {"pxname": "site", "svname": "two", "status": "UP 1/2"},
-    {"pxname": "other", "svname": "two", "status": "DRAIN"},
+    {"pxname": "site", "svname": "one", "status": "UP", "tracked": ""},
+    {"pxname": "site", "svname": "two", "status": "UP 1/2", "tracked": ""},
+    {"pxname": "other", "svname": "two", "status": "DRAIN", "tracked": ""},
+    {"pxname": "once", "svname": "one", "status": "UP", "tracked": "site/one"},
 ]
 
 

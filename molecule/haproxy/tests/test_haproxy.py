@@ -15,7 +15,6 @@ import testinfra
 SCENARIO = Path(__file__).resolve().parents[1]
 PREFIX, DEBIAN = os.environ.get("STEPLADDER_SCENARIO", "haproxy"), os.environ.get("STEPLADDER_DEBIAN", "13")
 FIRST, SECOND = f"{PREFIX}-debian{DEBIAN}", f"{PREFIX}-second-debian{DEBIAN}"
-VIRTUAL = f"198.18.1.2{DEBIAN}"
 SHOP, BLOG = "shop.example.com", "blog.example.com"
 CA, PEBBLE_ROOT = "/etc/stepladder/tls/ca.pem", "/run/pebble-root.pem"
 NO_HANDSHAKE, NOT_TRUSTED = 35, 60  # curl's own words
@@ -250,6 +249,16 @@ def test_request_id_is_made_passed_on_returned_and_logged(host):
     assert (line["client"], line["protocol"], line["server"]) == ("127.0.0.1", "HTTP/2.0", answer.json["server"])
 
 
+def test_order_is_told_and_logged_as_any_other_request(host):
+    """It goes through HAProxy a second time, which nobody sees."""
+    answer = ask(host, "/", *PROXY, "-H", "X-Forwarded-For: 203.0.113.9", "-d", "x=1")
+    assert answer.told["x-forwarded-for"] == "203.0.113.9"
+    assert answer.told["x-request-id"] == answer.headers["x-request-id"]
+    assert not [name for name in answer.headers if "stepladder" in name]
+    [line] = log_lines(host, answer.headers["x-request-id"])
+    assert (line["client"], line["method"], line["server"]) == ("203.0.113.9", "POST", answer.json["server"])
+
+
 @pytest.mark.parametrize(
     "agent",
     [b'quote " back \\ slash', b"\xff\xfe not UTF-8", "ünï".encode(), b"tab\tand %s %[src] '", b"long " + b'"' * 6000],
@@ -274,10 +283,13 @@ def test_log_is_json_whatever_a_client_sends(host, agent):
 # Where requests go.
 
 
+def curl_options(*options):
+    return " ".join([f"-s --cacert {CA} --connect-to ::127.0.0.1:443 -o /dev/null -w '%{{http_code}}'", *options])
+
+
 def curl(seconds, *options):
     """A request that takes that long, as a shell's words; prints its status."""
-    return " ".join([f"curl -s --cacert {CA} --connect-to ::127.0.0.1:443 -o /dev/null -w '%{{http_code}}'", *options,
-                     f"'https://{SHOP}/?seconds={seconds}'"])  # fmt: skip
+    return f"curl {curl_options(*options)} 'https://{SHOP}/?seconds={seconds}'"
 
 
 def in_background(host, command, output="/dev/null"):
@@ -294,8 +306,11 @@ def test_idle_server_gets_the_next_request(host):
 
 
 def sessions(host):
-    rows = [line.split(",") for line in tell(host, "show stat").splitlines() if line.startswith("site,")]
-    return {row[1]: int(row[4]) for row in rows if row[1] in BACKENDS}
+    """How many requests each server has, those that are to be sent only once among them."""
+    rows = [
+        line.split(",") for line in tell(host, "show stat").splitlines() if line.startswith(("site,", "once,"))
+    ]
+    return {server: sum(int(row[4]) for row in rows if row[1] == server) for server in BACKENDS}
 
 
 def test_server_whose_health_page_fails_leaves_rotation_and_comes_back(host):
@@ -317,17 +332,27 @@ def test_killed_server_costs_no_request_that_may_be_sent_again(host):
     assert found["longest"] < 10, found
 
 
-def test_order_that_a_killed_server_had_begun_is_not_sent_twice(host):
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.parametrize("kept", [False, True], ids=["first", "later"])
+def test_order_that_a_killed_server_had_begun_is_not_sent_twice(host, version, kept):
+    """A later request of a client's connection is one that HAProxy would have the client send again."""
     take(host, "drain", "two", "three")
-    # A request of an earlier test must not be taken for the order.
+    # Connections to the server that wait to be used again, and a request of an earlier test is not taken for the order.
+    host.run(f"rm -f /run/orders; for i in 1 2 3 4; do {curl(0.2)} & done; wait")
     until(lambda: not any(sessions(host).values()))
-    in_background(host, curl(60, "-d x=1"), "/run/order.status")
-    until(lambda: sessions(host)["one"] == 1)
-    time.sleep(1)  # a session counts before the server has seen anything of it, and then another may have it
+    order = f"{curl_options(version)} -d x=1 'https://{SHOP}/order?seconds=60'"
+    in_background(host, f"{curl(0, version)} --next {order}" if kept else f"curl {order}", "/run/order.status")
+    until(lambda: orders(host))
     take(host, "ready", "two", "three")
     host.run("systemctl kill -s KILL --kill-whom=main backend@one-8001")
-    until(lambda: host.file("/run/order.status").content_string == "502")
-    assert sum(sessions(host).values()) == 0
+    seconds = until(lambda: host.file("/run/order.status").content_string == ("200502" if kept else "502"))
+    assert seconds < 3
+    assert len(orders(host)) == 1 and sum(sessions(host).values()) == 0
+
+
+def orders(host):
+    """What servers have begun to do of requests that are not to be repeated."""
+    return host.run("cat /run/orders").stdout.splitlines()
 
 
 def test_body_arrives_whole(host):
@@ -453,6 +478,54 @@ def test_draining_under_load_fails_nobody_and_outlives_reload_run_and_restart(ho
     assert "two" in {ask(host).json["server"] for _ in range(6)}
 
 
+def test_web_hosts_play_drains_and_readmits_at_the_edge_and_fails_nobody(host):
+    load = Load(host)
+    said = played(playbook="rolling.yml", limit="all")
+    found = load.result()
+    assert set(found["kinds"]) == BACKENDS, found
+    assert "all are up" in said
+    refused = sentence(play(playbook="rolling.yml", limit="all", server="web9"))
+    assert "there is no server web9. There are: site/one, site/three, site/two." in refused
+
+
+def test_readmitted_server_gets_requests_only_after_fresh_checks(host):
+    played(playbook="drain.yml", haproxy_server="two")
+    # What the last check found is good for up to a second, and the server is gone in the meantime.
+    host.check_output("systemctl kill -s KILL --kill-whom=main backend@two-8002")
+    load = Load(host, "/?seconds=0", seconds=4)
+    refused = sentence(play(playbook="readmit.yml", haproxy_server="two", haproxy_readmit_seconds=2))
+    assert "site/two was readmitted, but is DOWN after 2 s: its health check says" in refused
+    found = load.result()
+    assert set(found["kinds"]) == BACKENDS - {"two"}, found
+    host.check_output("systemctl start backend@two-8002")
+    assert "changed=0 " in played(playbook="readmit.yml", haproxy_server="two")
+    assert status(host, "two") == "UP"
+
+
+def test_drains_wait_for_each_other_so_that_the_last_one_stays(host):
+    in_background(host, "flock /var/lib/haproxy-edge sleep 5")
+    started = time.monotonic()
+    played(playbook="drain.yml", haproxy_server="two")
+    assert host.run("pgrep -x flock").rc != 0 and time.monotonic() > started + 3
+
+
+def test_drained_server_stays_so_when_another_one_is_taken_out_of_the_list(host):
+    places = [{"name": name, "address": "127.0.0.1", "port": 8000 + number}
+              for number, name in enumerate(("one", "two", "three"), 1)]  # fmt: skip
+    played(playbook="drain.yml", haproxy_server="two")
+    try:
+        assert "changed=1 " in played(haproxy_backends=places[1:])
+        assert (set(states(host)), status(host, "two")) == ({"two", "three"}, "DRAIN")
+        # The one that is left has moved; the state that is kept must not bring its old place back.
+        moved = [places[1], {**places[2], "port": 8001}]
+        played(haproxy_backends=moved)
+        assert {ask(host).json["server"] for _ in range(3)} == {"one"}
+        assert ask(host, "/", "-d", "x=1").json["server"] == "one"
+    finally:
+        played()
+    assert status(host, "two") == "DRAIN"
+
+
 def stays_away(host, server):
     assert status(host, server) == "DRAIN"
     assert server not in {ask(host).json["server"] for _ in range(5)}
@@ -472,11 +545,22 @@ def test_drain_waits_for_what_is_under_way_in_old_processes_too(host):
     until(lambda: host.file("/run/slow.status").content_string not in ("", "200"))
 
 
-def test_last_server_is_not_drained_by_mistake(host):
+def test_last_server_is_drained_on_purpose_only(host):
     take(host, "drain", "two", "three")
     refused = sentence(play(playbook="drain.yml", haproxy_server="one"))
     assert "site/one is the last server that is up" in refused and "Nothing was changed" in refused
     assert status(host, "one") == "UP"
+    assert "changed=1 " in played(playbook="drain.yml", haproxy_server="one", haproxy_drain_last=True)
+    assert status(host, "one") == "DRAIN"
+
+
+def test_more_connections_are_allowed_without_a_restart(host):
+    pid = master(host)
+    try:
+        assert "changed=1 " in played(haproxy_max_connections=2500)
+        assert "Maxconn: 7500" in tell(host, "show info") and master(host) == pid
+    finally:
+        played()
 
 
 def test_maintenance_page_is_switched_and_a_run_leaves_it_on(host):
@@ -512,16 +596,17 @@ def test_configuration_that_cannot_take_effect_changes_nothing(host, more, words
 
 
 def test_backends_certificate_is_verified(host):
+    """The same server, as when TLS comes to a site that runs: the state that is kept must not bring the old way back."""
     over_tls = {
-        "haproxy_backends": [{"name": "tls", "address": "127.0.0.1", "port": 8004}],
+        "haproxy_backends": [{"name": "one", "address": "127.0.0.1", "port": 8004}],
         "haproxy_backend_tls": True,
     }
     try:
-        played(**over_tls, haproxy_affinity_seconds=60)
-        until(lambda: status(host, "tls") == "UP")
-        assert ask(host).json["server"] == "tls"
+        played(**over_tls)
+        until(lambda: status(host, "one") == "UP")
+        assert ask(host).json["server"] == ask(host, "/", "-d", "x=1").json["server"] == "tls"
         played(**over_tls, haproxy_backend_name="other.example.com")
-        until(lambda: status(host, "tls").startswith("DOWN"))
+        until(lambda: status(host, "one").startswith("DOWN"))
         assert ask(host).status == 503
     finally:
         played()
@@ -539,6 +624,7 @@ def test_client_stays_with_one_server_by_choice_and_through_a_reload(host):
         host.check_output("systemctl reload haproxy-edge")
         time.sleep(1)
         assert {ask(host).json["server"] for _ in range(6)} == chosen
+        assert {ask(host, "/", "-d", "x=1").json["server"] for _ in range(3)} == chosen
     finally:
         played()
 
@@ -547,6 +633,34 @@ def served(host, port=443, name=SHOP):
     """Fingerprint of the certificate that is served."""
     shake = f"openssl s_client -connect 127.0.0.1:{port} -servername {name} </dev/null 2>/dev/null"
     return host.check_output(f"{shake} | openssl x509 -noout -fingerprint")
+
+
+def test_own_files_are_shipped_and_their_change_is_served(host, tmp_path):
+    """As a person has them on the controller."""
+    pid, seen = master(host), {served(host)}
+    own = {"haproxy_tls": "files", "haproxy_tls_certificate": f"{tmp_path}/cert.pem",
+           "haproxy_tls_key": f"{tmp_path}/key.pem"}  # fmt: skip
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", f"/CN={SHOP}", "-addext", f"subjectAltName=DNS:{SHOP}"]
+    command += ["-keyout", own["haproxy_tls_key"], "-out", own["haproxy_tls_certificate"]]
+    try:
+        for count in (2, 3):
+            subprocess.run(command, check=True, capture_output=True)
+            assert "PRIVATE" not in played("--diff", **own)
+            seen.add(served(host))
+            assert len(seen) == count
+        assert "changed=0 " in played(**own)
+        key = host.file("/etc/haproxy-edge/tls/key.pem")
+        assert (key.user, key.mode) == ("root", 0o600)
+        # A certificate without its key, as after copying one file of two.
+        Path(own["haproxy_tls_certificate"]).write_text(host.file("/etc/stepladder/tls/edge/cert.pem").content_string)
+        refused = sentence(play(**own))
+        assert "are no certificate with its key" in refused and "PRIVATE" not in refused
+        assert served(host) in seen and len(seen) == 3
+    finally:
+        played()
+    assert not host.file("/etc/haproxy-edge/tls/key.pem").exists
+    assert master(host) == pid, "reloaded, not restarted"
 
 
 def test_renewed_certificate_is_served_by_the_same_process(host):
@@ -650,40 +764,15 @@ def test_service_runs_without_privileges_and_is_kept_in(host):
     )
     print("score", score)
     assert score <= 1.6
-    for path in (
-        "/etc/haproxy-edge/tls/site.pem",
-        "/etc/haproxy-edge/haproxy.cfg",
-        "/etc/haproxy-edge/keepalived.conf",
-    ):
+    for path in ("/etc/haproxy-edge/tls/site.pem", "/etc/haproxy-edge/haproxy.cfg"):
         assert host.run(f"setpriv --reuid nobody --clear-groups cat {path}").rc != 0
-
-
-def test_virtual_address_moves_to_the_host_that_serves(host, second):
-    hosts = {FIRST: host, SECOND: second}
-
-    def holders():
-        return [
-            name for name, one in hosts.items() if f" {VIRTUAL}/24" in one.check_output("ip -4 address show dev eth0")
-        ]
-
-    until(lambda: len(holders()) == 1, 20)
-    [holder] = holders()
-    [other] = set(hosts) - {holder}
-    assert ask(hosts[other], address=VIRTUAL).status == 200
-    hosts[holder].check_output("systemctl stop haproxy-edge")
-    moved = until(lambda: holders() == [other], 30)
-    print("moved in", moved)
-    assert ask(hosts[holder], address=VIRTUAL).status == 200
-    hosts[holder].check_output("systemctl start haproxy-edge")
-    time.sleep(6)
-    assert holders() == [other], "who comes back takes nothing from who serves"
 
 
 def test_everything_is_back_after_a_reboot(host):
     tell(host, "set server site/two state drain")
     host.check_output("/etc/haproxy-edge/control save-state")
     subprocess.run(["docker", "restart", "-t", "20", FIRST], check=True, capture_output=True)
-    for name in ("edge", "database", "edge-keepalived"):
+    for name in ("edge", "database"):
         until(lambda unit=f"haproxy-{name}": host.run("systemctl is-active %s", unit).rc == 0, 60)
     until(lambda: status(host, "one") == "UP", 30)
     assert ask(host).status == 200

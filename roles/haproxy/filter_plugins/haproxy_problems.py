@@ -16,8 +16,8 @@ PATH = re.compile(r"/[A-Za-z0-9._/@~+-]+")
 BALANCE = re.compile(r"[a-z0-9][A-Za-z0-9_(),.-]*( [A-Za-z0-9_(),.-]+)*")
 BACKEND_KEYS = {"name", "address", "port", "weight"}
 LIMIT_KEYS = {"path_prefix", "requests", "seconds", "methods"}
-KEEPALIVED_KEYS = {"interface", "virtual_address", "router_id", "priority", "password", "peers"}
 LIMITS = 3  # as many counters as HAProxy keeps per request
+MOST_CONNECTIONS = 150_000  # six file descriptors each, of the 1048576 that a process may have
 # A connection's two buffers, its TLS session, and what HTTP/2 adds.
 KB_PER_CONNECTION = 100
 OWN_MB = 50
@@ -71,11 +71,6 @@ def site(settings: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"haproxy_server_names, {', '.join(listed)}, has an address or a wildcard, which the HTTP challenge "
                 "cannot prove. Take it out, or set haproxy_tls: files."
-            )
-        if settings["keepalived"]:
-            yield (
-                "haproxy_tls is letsencrypt, and with haproxy_keepalived only the host that has the address can prove "
-                "a name. Set haproxy_tls: files or internal."
             )
     elif not all(settings["tls_files"]):
         yield (
@@ -156,8 +151,10 @@ def limits(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def memory(settings: dict[str, Any]) -> Iterator[str]:
-    if not whole(settings["max_connections"], 10, 1_000_000):
-        yield f"haproxy_max_connections is {settings['max_connections']}. It is a number from 10 to 1000000."
+    if not whole(settings["max_connections"], 10, MOST_CONNECTIONS):
+        yield (
+            f"haproxy_max_connections is {settings['max_connections']}. It is a number from 10 to {MOST_CONNECTIONS}."
+        )
     elif settings["memory_mb"]:
         needed = settings["max_connections"] * KB_PER_CONNECTION // 1024 + OWN_MB
         if needed > settings["memory_mb"]:
@@ -167,33 +164,9 @@ def memory(settings: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def keepalived(settings: dict[str, Any]) -> Iterator[str]:
-    wanted = settings["keepalived"]
-    if not wanted:
-        return
-    where = "haproxy_keepalived"
-    yield from unknown(wanted, KEEPALIVED_KEYS, where)
-    missing = sorted(KEEPALIVED_KEYS - {"peers"} - set(wanted))
-    if missing:
-        yield f"{where} has no {', '.join(missing)}."
-        return
-    if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,15}", str(wanted["interface"])):
-        yield f"{where} has the interface {wanted['interface']}. Name a network interface, eth0 say."
-    if not is_address(wanted["virtual_address"]):
-        yield f"{where} has the virtual_address {wanted['virtual_address']}, which is not an address."
-    for key in ("router_id", "priority"):
-        if not whole(wanted[key], 1, 254 if key == "priority" else 255):
-            yield f"{where} has the {key} {wanted[key]}; it is a number from 1 to {254 if key == 'priority' else 255}."
-    if not re.fullmatch(r"[A-Za-z0-9._+=:@%-]{1,8}", str(wanted["password"])):
-        yield f"{where} has a password that VRRP cannot carry. Use 1 to 8 letters, digits and ._+=:@%-"
-    for peer in wanted.get("peers", []):
-        if not is_address(peer):
-            yield f"{where} has the peer {peer}, which is not an address."
-
-
 def haproxy_problems(settings: dict[str, Any]) -> list[str]:
     """Every problem of a role's settings; empty when they can work."""
-    checks = [names, memory, keepalived]
+    checks = [names, memory]
     checks += [] if settings["sections"] else [site, backends, limits]
     return [sentence for check in checks for sentence in check(settings)]
 

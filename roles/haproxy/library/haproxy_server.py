@@ -54,6 +54,7 @@ from ansible.module_utils.basic import AnsibleModule
 PAUSE = 0.2
 # Bits of a server's administrative state.
 FORCED_MAINTENANCE, FORCED_DRAIN = 0x01, 0x08
+OWN = "stepladder_"  # what the role's configuration has for itself
 OUT_OF_ROTATION = ("DRAIN", "MAINT", "DOWN", "NOLB")
 
 
@@ -102,7 +103,7 @@ class Instance:
         text = self.ask("show stat") if worker is None else self.ask("@!%s show stat" % worker, "master")
         start = text.find("# pxname")
         rows = csv.DictReader(text[start + 2 :].splitlines()) if start >= 0 else []
-        return [row for row in rows if row.get("type") == "2"]
+        return [row for row in rows if row.get("type") == "2" and not row["pxname"].startswith(OWN)]
 
     def administrative(self):
         """What somebody has set for each server, as bits; the status in `servers` also says what checks find."""
