@@ -63,6 +63,12 @@ def edge_addresses(site: Environment) -> list[str]:
     return [site.value(host, "host_address") for host in site.hosts if "edge" in site.groups(host)]
 
 
+def keeper(site: Environment) -> str | None:
+    """The host that keeps the uploads, where more than one would have some."""
+    web = site.all_groups["web"]
+    return web[0] if len(web) > 1 else None
+
+
 def test_the_kit_has_inventories() -> None:
     assert ROOT / "inventories/example" in KIT
 
@@ -70,6 +76,7 @@ def test_the_kit_has_inventories() -> None:
 def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
     for host in site.hosts:
         files = ["site", "hosts", "base", *({"web", "database", "cache", "edge"} & site.groups(host))]
+        files += ["media"] if "web" in site.groups(host) else []
         for name in (name for file in files for name in wired(file)):
             value = site.value(host, name, django_built=BUILT)
             assert "{{" not in str(value) and "{%" not in str(value), (host, name, value)
@@ -106,6 +113,8 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
             opened.append((5432, web_addresses(site)))
         if "cache" in site.groups(host):
             opened.append((6379, web_addresses(site)))
+        if host == keeper(site):
+            opened.append((8443, web_addresses(site)))
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -174,6 +183,63 @@ def test_memory_of_a_container_is_what_it_is_told(make_inventory: Callable[..., 
 def test_only_the_first_web_host_migrates(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory, "two web hosts")
     assert [site.value(host, "django_migrate") for host in ("web1", "web2")] == [True, False]
+
+
+def test_one_web_host_has_its_uploads_as_plain_files(make_inventory: Callable[..., Path]) -> None:
+    inventory = make_inventory(SHAPES["two hosts"], hosts=HOSTS)
+    site = Environment(inventory)
+    for name in ("nginx_private", "nginx_media_proxy", "django_storages", "django_storage_secrets", "media_tokens"):
+        assert not site.value("web1", name), name
+    assert site.value("web1", "uploads_shared") is site.value("web1", "uploads_here") is False
+    assert site.value("web1", "uploads_firewall") == [] == site.value("db1", "uploads_firewall")
+    assert not (inventory / "secrets").exists(), "no secret is made for what is not there"
+
+
+def test_first_of_several_web_hosts_keeps_the_uploads_of_all(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two web hosts")
+    home, other = "198.18.9.2", "198.18.9.3"
+    assert [site.value(host, "uploads_here") for host in ("web1", "web2", "db1")] == [True, False, False]
+    door = site.value("web1", "nginx_private")
+    assert (door["port"], door["from"]) == (8443, [home, other])
+    assert door["locations"][0]["socket"] == "/run/media-shop/media.sock"
+    assert site.value("web1", "nginx_media_proxy") == site.value("web2", "nginx_private") == {}
+    proxy = site.value("web2", "nginx_media_proxy")
+    assert proxy["url"] == f"https://{home}:8443/media/"
+    [leaf] = [leaf for leaf in site.value("web1", "certificates_leaves") if leaf["name"] == "nginx"]
+    assert {proxy["name"], home} <= set(leaf["names"]), "nginx compares the name, Python the address"
+    for host in ("web1", "web2"):
+        storage = site.value(host, "django_storages")["default"]
+        assert (
+            storage["options"]["url"] == site.value(host, "media_home_url") == f"https://{home}:8443/.stepladder-media/"
+        )
+        assert storage["options"]["url"].endswith(door["locations"][0]["path"])
+        assert site.value(host, "django_storage_secrets") == {
+            "default": {"token": site.value("web1", "media_tokens")[0]}
+        }
+        assert site.value(host, "media_home") == "web1"
+    assert site.value("web2", "uploads_firewall") == []
+
+
+def test_keeper_of_the_uploads_is_the_one_that_is_named(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two web hosts", site_media_host="web2")
+    assert [site.value(host, "uploads_here") for host in ("web1", "web2")] == [False, True]
+    assert site.value("web1", "nginx_media_proxy")["url"] == "https://198.18.9.3:8443/media/"
+
+
+def test_workers_reach_the_uploads_too(make_inventory: Callable[..., Path]) -> None:
+    shape = {**SHAPES["two web hosts"], "worker": ["worker1", "web2"]}
+    site = Environment(make_inventory(shape, hosts={**HOSTS, "worker1": {"ansible_host": "198.18.9.9"}}))
+    addresses = ["198.18.9.2", "198.18.9.3", "198.18.9.9"]
+    assert site.value("web1", "nginx_private")["from"] == addresses
+    assert site.value("web1", "uploads_firewall")[0]["from"] == addresses
+    assert site.value("worker1", "django_storages") == site.value("web1", "django_storages")
+    assert site.value("worker1", "uploads_firewall") == []
+
+
+def test_keeper_may_have_an_ipv6_address(make_inventory: Callable[..., Path]) -> None:
+    hosts = {**HOSTS, "web1": {"ansible_host": "2001:db8::1"}}
+    site = Environment(make_inventory(SHAPES["two web hosts"], hosts=hosts))
+    assert site.value("web2", "nginx_media_proxy")["url"] == "https://[2001:db8::1]:8443/media/"
 
 
 def test_version_of_a_deploy_wins_over_the_first_one(make_inventory: Callable[..., Path]) -> None:
@@ -264,7 +330,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
     specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
-    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("web"), **wired("edge")}:
+    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge")}:
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -273,7 +339,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
-    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("web"), **wired("edge")}
+    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge")}
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name

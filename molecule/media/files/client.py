@@ -67,7 +67,11 @@ def many(prefix: str, seconds: str) -> dict:
             names.append(default_storage.save(f"{prefix}/{len(names)}", ContentFile(b"1")))
         except OSError as error:
             failed.append(str(error))
-    return {"stored": len(names), "failed": failed, "gone": [name for name in names if not default_storage.exists(name)]}
+    return {
+        "stored": len(names),
+        "failed": failed,
+        "gone": [name for name in names if not default_storage.exists(name)],
+    }
 
 
 if __name__ == "__main__":

@@ -36,7 +36,12 @@ def client(host, *words, user="games", **environment):
 def ask(host, path, *options, token=TOKEN, door=DOOR):
     """The status of one request through the private door."""
     words = ["curl", "-sS", "-m", "10", "--path-as-is", "-o", "/dev/null", "-w", "%{http_code}"]
-    words += ["--cacert", "/etc/stepladder/tls/ca.pem", *(["-H", f"Authorization: Bearer {token}"] if token else []), *options]
+    words += [
+        "--cacert",
+        "/etc/stepladder/tls/ca.pem",
+        *(["-H", f"Authorization: Bearer {token}"] if token else []),
+        *options,
+    ]
     done = host.run(" ".join(["%s"] * (len(words) + 1)), *words, f"{door}{path}")
     return int(done.stdout[-3:] or 0)
 
@@ -98,7 +103,9 @@ def test_wrong_authority_is_not_believed(host):
 
 def test_two_hosts_that_store_one_name_at_once_get_two_files(host):
     start, count = time.time() + 2, 20
-    script = " & ".join(f"runuser -u games -- env -C /opt/client ./client.py race {start} race/p.png {count}" for _ in "abc")
+    script = " & ".join(
+        f"runuser -u games -- env -C /opt/client ./client.py race {start} race/p.png {count}" for _ in "abc"
+    )
     done = host.run(f"{script} & wait")
     racers = [json.loads(line) for line in done.stdout.splitlines()]
     names = {name: racer["pid"] for racer in racers for name in racer["names"]}
@@ -134,7 +141,18 @@ def test_only_the_web_server_gets_to_the_socket(host):
 
 
 @pytest.mark.parametrize(
-    "path", ["/../outside", "/%2e%2e/outside", "/a/..%2f..%2foutside", "/.hidden", "/.incoming/x", "/a%00b", "/a%0ab", "/x/", "/%ff"]
+    "path",
+    [
+        "/../outside",
+        "/%2e%2e/outside",
+        "/a/..%2f..%2foutside",
+        "/.hidden",
+        "/.incoming/x",
+        "/a%00b",
+        "/a%0ab",
+        "/x/",
+        "/%ff",
+    ],
 )
 def test_names_that_lead_elsewhere_are_refused(host, path):
     host.run(f"echo no > {ROOT}/../outside; echo no > {ROOT}/.hidden")
@@ -174,7 +192,9 @@ def test_larger_file_than_the_limit_is_refused_whole(host):
 
 def test_restart_under_load_fails_no_upload_and_keeps_the_files(host):
     before, first = files(host), pid(host)
-    restarts = "for n in 1 2 3; do sleep 1; systemctl restart media-shop; done; sleep 1; systemctl kill -s KILL media-shop"
+    restarts = (
+        "for n in 1 2 3; do sleep 1; systemctl restart media-shop; done; sleep 1; systemctl kill -s KILL media-shop"
+    )
     done = host.run(f"({restarts}) & runuser -u games -- env -C /opt/client ./client.py many restarts 8; wait")
     report = json.loads(done.stdout)
     assert report["failed"] == report["gone"] == [] and report["stored"] > 50, report
@@ -199,7 +219,9 @@ def test_keeper_that_is_away_is_said_within_seconds(host):
 
 
 def test_full_disk_is_said_and_leaves_nothing(host):
-    host.run(f"systemctl stop media-shop; mount -t tmpfs -o size=1m,mode=755 none {ROOT} && chown shop: {ROOT}; systemctl start media-shop")
+    host.run(
+        f"systemctl stop media-shop; mount -t tmpfs -o size=1m,mode=755 none {ROOT} && chown shop: {ROOT}; systemctl start media-shop"
+    )
     try:
         full = client(host, "save", "full", "2000000")
         assert "is full" in full["error"]
@@ -227,8 +249,8 @@ def test_service_that_hangs_or_dies_is_started_again(host):
 
 
 def test_tokens_are_seen_by_nobody(host):
-    assert host.file("/etc/stepladder/media-shop").mode == 0o700
-    assert host.file("/etc/stepladder/media-shop/tokens").mode == 0o600
+    tokens = host.file("/etc/stepladder/media-shop/tokens")
+    assert (tokens.user, tokens.group, tokens.mode) == ("root", "shop", 0o640)
     assert host.run("runuser -u games -- cat /etc/stepladder/media-shop/tokens").rc != 0
     assert TOKEN not in host.run("ps -eo args; systemctl show media-shop; journalctl -q --no-pager").stdout
     done = play("converge.yml", "--diff", media_tokens=[OTHER, TOKEN])
@@ -243,7 +265,9 @@ def test_tokens_are_seen_by_nobody(host):
 
 
 def test_sandbox_is_tight_and_memory_small(host):
-    score = host.run("systemd-analyze security media-shop").stdout.rsplit("exposure level for media-shop.service: ", 1)[1]
+    score = host.run("systemd-analyze security media-shop").stdout.rsplit("exposure level for media-shop.service: ", 1)[
+        1
+    ]
     assert float(score.split()[0]) < 1.5, score
     resident = host.run(f"awk '/VmRSS/ {{print $2}}' /proc/{pid(host)}/status").stdout
     assert int(resident) < 40_000, resident
@@ -268,13 +292,17 @@ def test_change_in_check_mode_changes_nothing(host):
     before = pid(host)
     done = play("converge.yml", "--check", "--diff", media_max_mb=5)
     assert done["rc"] == 0 and done["changed"] >= 1
-    assert pid(host) == before and "--most 3145728" in host.file("/etc/systemd/system/media-shop.service").content_string
+    assert (
+        pid(host) == before and "--most 3145728" in host.file("/etc/systemd/system/media-shop.service").content_string
+    )
 
 
 def test_another_keeper_than_the_one_with_the_files_is_refused(host):
     refused = part("agree", media_home="elsewhere")
     assert refused["rc"] != 0
-    assert "elsewhere would keep the uploads of shop" in refused["words"] and "knows that keeper does" in refused["words"]
+    assert (
+        "elsewhere would keep the uploads of shop" in refused["words"] and "knows that keeper does" in refused["words"]
+    )
     assert part("agree", media_home="elsewhere", media_moved=True)["rc"] == 0
     # A host that has noted nothing and has files, as every site has that grows from one host to two.
     host.run("mv /var/lib/stepladder/media-shop.home /run/note")
