@@ -132,6 +132,11 @@ def test_absent_administrator_is_kept_out_and_keeps_the_files(host: Any) -> None
     assert host.check_output("cat /home/mallory/notes") == "theirs"
     assert host.check_output("stat -c %U /home/mallory/notes") == "mallory"
     assert host.check_output("id -Gn mallory") == "mallory"
+    # Either would keep it out: an account that has expired, and one without keys and with no password that fits.
+    password, *days = host.check_output("getent shadow mallory").split(":")[1:]
+    assert (password[0], days[-2]) == ("!", "1")
+    assert not host.file("/home/mallory/.ssh/authorized_keys").exists
+    assert not host.file("/etc/stepladder/authorized_keys/mallory").exists
 
 
 def test_account_that_is_not_listed_is_untouched(host: Any) -> None:
