@@ -32,6 +32,7 @@ while [ "${1#--}" != "$1" ]; do shift; done
 echo $! > "$TIMERS/$unit.timer"
 """
 SYSTEMCTL = """#!/bin/sh
+echo "$@" >> "$TIMERS/../asked"
 if [ "$1" = stop ] && [ -f "$TIMERS/$2" ]; then kill "$(cat "$TIMERS/$2")"; rm "$TIMERS/$2"; fi
 """
 
@@ -79,13 +80,30 @@ class Host:
     def state(self):
         """Every file but the stand-ins and records, with content and mode."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.parent.name != "bin"]
-        return {str(p): (p.read_text(), p.stat().st_mode & 0o777) for p in paths if not p.name.endswith(".loaded")}
+        left = [path for path in paths if path.name != "asked" and not path.name.endswith(".loaded")]
+        return {str(path): (path.read_text(), path.stat().st_mode & 0o777) for path in left}
+
+    def asked(self):
+        """What systemctl was asked since this was last called."""
+        found = (self.folder / "asked").read_text().splitlines()
+        (self.folder / "asked").write_text("")
+        return found
+
+    def boot(self):
+        """Do what systemd does after a reboot: the timers are gone, and the units that sysinit.target wants run."""
+        for timer in (self.folder / "timers").iterdir():
+            subprocess.run(["kill", timer.read_text().strip()], check=True)
+            timer.unlink()
+        for link in (self.folder / "units/sysinit.target.wants").iterdir():
+            [line] = [line for line in link.read_text().splitlines() if line.startswith("ExecStart=")]
+            subprocess.run(line.removeprefix("ExecStart=").split(), check=True)
 
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     found = Host(tmp_path)
     monkeypatch.setattr(library, "GUARDS", str(tmp_path / "guards"))
+    monkeypatch.setattr(library, "UNITS", str(tmp_path / "units"))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("TIMERS", str(tmp_path / "timers"))
     yield found
@@ -196,6 +214,36 @@ def test_the_host_puts_everything_back_by_itself(host):
         host.guard(seconds=1).confirm()
     assert host.guard(seconds=1).put_back()["by_timer"]
     assert host.guard().compare()["changed"]
+
+
+def test_a_reboot_before_anyone_confirmed_brings_the_old_files_back(host):
+    before = host.state()
+    host.guard().apply()
+    host.effect.write_text("what the boot will load")
+    host.asked()
+    host.boot()
+    assert host.asked() == ["daemon-reload"], "a service that waits for this one cannot be reloaded"
+    assert host.effect.read_text() == "what the boot will load", "the old configuration is not loaded, it is in place"
+    host.effect.write_text("old")
+    assert host.state() == before
+    host.boot()
+    assert host.state() == before and host.guard().compare()["changed"]
+    settled(host)
+    host.boot()
+    assert host.file.read_text() == "new"
+
+
+def test_the_way_back_at_boot_comes_before_what_reads_the_files(host):
+    units = host.folder / "units"
+    files = [
+        host.entry(host.file, "new"),
+        host.entry(units / "a.service", "[Unit]"),
+        host.entry(units / "b.socket.d/x.conf", ""),
+    ]
+    host.guard(files=files).apply()
+    unit = (units / "stepladder-guard-thing-boot.service").read_text().splitlines()
+    assert "Before=sysinit.target network-pre.target a.service b.socket" in unit
+    assert f"ConditionPathExists={host.folder}/guards/thing/put-back.sh" in unit
 
 
 def test_confirmed_stays(host):

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import os
+import pwd
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -145,6 +148,36 @@ def test_answer_is_read_as_it_was_given_and_messages_are_masked(monkeypatch: pyt
     answers = {"refused": "orders.0002 cannot be undone"}
     with pytest.raises(site.Refused, match=r"^django: \*{8}.0002 cannot be undone$"):
         site.ask(Runner(), "/srv/x", "r1", "names", "what")
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"SUDO_USER": "ada", "USER": "root"}, "ada"),
+        ({"USER": "grace"}, "grace"),
+        ({}, pwd.getpwuid(os.getuid()).pw_name),
+    ],
+)
+def test_deploy_log_knows_who_deploys_also_where_no_variable_tells(variables: dict[str, str], name: str) -> None:
+    words = [
+        Path(sys.executable).with_name("ansible"),
+        "localhost",
+        "-c",
+        "local",
+        "-m",
+        "debug",
+        "-a",
+        "var=django_deployer",
+    ]
+    around = {key: value for key, value in os.environ.items() if key not in ("SUDO_USER", "USER", "LOGNAME")}
+    done = subprocess.run(
+        [*words, "-e", f"@{ROLE}/defaults/main.yml"],
+        env={**around, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert re.search(r'"?django_deployer"?: "?(\S+?)"?\s*$', done.stdout, re.M)[1] == name, done.stdout + done.stderr
 
 
 def test_package_gets_one_version_whatever_its_requirement_says() -> None:

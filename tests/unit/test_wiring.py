@@ -88,8 +88,7 @@ def test_memory_shares_fill_what_the_system_leaves_and_no_more(site: Environment
         reserve, memory = site.value(host, "site_memory_reserve"), int(site.value(host, "host_memory_mb"))
         assert sum(shares.values()) == pytest.approx(1 - reserve)
         assert 0 < sum(parts.values()) <= (1 - reserve) * memory
-        services = {"web": {"gunicorn", "nginx"}, "database": {"postgres"}, "cache": {"redis_cache"},
-                    "edge": {"haproxy"}}  # fmt: skip
+        services = {"web": {"gunicorn"}, "database": {"postgres"}, "cache": {"redis_cache"}, "edge": {"haproxy"}}
         assert set(parts) == set().union(*(services[group] for group in services if group in site.groups(host)))
 
 
@@ -160,18 +159,18 @@ def test_django_uses_the_cache_where_there_is_one_and_knows_of_none_elsewhere(si
 def test_one_host_alone_gives_all_its_memory_to_its_own_services(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory)
     assert site.value("db1", "memory_mb") == {"postgres": 3200}
-    assert site.value("web1", "memory_mb") == {"gunicorn": 2800, "nginx": 400}
+    assert site.value("web1", "memory_mb") == {"gunicorn": 3200}
 
 
 def test_services_on_one_host_divide_its_memory(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory, "one host")
-    assert site.value("one", "memory_mb") == {"postgres": 1920, "gunicorn": 1120, "nginx": 160}
+    assert site.value("one", "memory_mb") == {"postgres": 1920, "gunicorn": 1280}
 
 
 def test_ones_own_division_of_the_memory_wins(make_inventory: Callable[..., Path]) -> None:
-    shares = {"postgres": 0.5, "gunicorn": 0.2, "nginx": 0.1}
+    shares = {"postgres": 0.5, "gunicorn": 0.2}
     site = one(make_inventory, "one host", site_memory_shares=shares)
-    assert site.value("one", "memory_mb") == {"postgres": 2000, "gunicorn": 800, "nginx": 400}
+    assert site.value("one", "memory_mb") == {"postgres": 2000, "gunicorn": 800}
     assert site.value("one", "postgres_memory_mb") == 2000
 
 

@@ -132,6 +132,11 @@ def test_absent_administrator_is_kept_out_and_keeps_the_files(host: Any) -> None
     assert host.check_output("cat /home/mallory/notes") == "theirs"
     assert host.check_output("stat -c %U /home/mallory/notes") == "mallory"
     assert host.check_output("id -Gn mallory") == "mallory"
+    # Either would keep it out: an account that has expired, and one without keys and with no password that fits.
+    password, *days = host.check_output("getent shadow mallory").split(":")[1:]
+    assert (password[0], days[-2]) == ("!", "1")
+    assert not host.file("/home/mallory/.ssh/authorized_keys").exists
+    assert not host.file("/etc/stepladder/authorized_keys/mallory").exists
 
 
 def test_account_that_is_not_listed_is_untouched(host: Any) -> None:
@@ -276,6 +281,10 @@ def test_port_moves_without_a_gap(host: Any, restored: None) -> None:
 
 
 def test_port_moves_where_systemd_listens(host: Any, restored: None) -> None:
+    # Few starts in a long time, so that the limit of many in a short time is met however long a run takes.
+    limits = "/run/systemd/system/ssh.socket.d"
+    few = r"[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=2\n"
+    host.check_output(f"mkdir -p {limits} && printf '{few}' > {limits}/few.conf && systemctl daemon-reload")
     host.check_output("systemctl stop ssh.service && systemctl start ssh.socket")
     try:
         assert ssh("ada", "id -un").stdout.strip() == "ada"
@@ -285,6 +294,7 @@ def test_port_moves_where_systemd_listens(host: Any, restored: None) -> None:
         assert "The old one was put back." in done["words"]
         assert ssh("ada", "id -un", port=2222).stdout.strip() == "ada"
     finally:
+        host.check_output(f"rm -r {limits} && systemctl daemon-reload")
         host.check_output("systemctl stop ssh.socket ssh.service && systemctl start ssh.service")
 
 
@@ -339,14 +349,15 @@ NOBODY_IGNORED = {"base_fail2ban_ignore": ["192.0.2.0/24"]}
 
 def test_guesser_is_banned_and_only_where_that_is_wanted(host: Any, restored: None) -> None:
     assert play(**NOBODY_IGNORED)["rc"] == 0
-    for _ in range(5):
-        ssh("nosuchuser", "id", key="ada")
-        # Else sshd would turn the guesser away by itself, before fail2ban has seen enough.
-        forgive(host)
-    assert soon(lambda: ssh("ada", "id").returncode != 0)
-    assert CONTROLLER in host.check_output("fail2ban-client get sshd banned")
-    host.check_output("fail2ban-client unban --all")
-    assert ssh("ada", "id").returncode == 0
+    for guessed, key in (("nosuchuser", "ada"), ("ada", "bob")):
+        for _ in range(5):
+            ssh(guessed, "id", key=key)
+            # Else sshd would turn the guesser away by itself, before fail2ban has seen enough.
+            forgive(host)
+        assert soon(lambda: ssh("ada", "id").returncode != 0), guessed
+        assert CONTROLLER in host.check_output("fail2ban-client get sshd banned")
+        host.check_output("fail2ban-client unban --all")
+        assert ssh("ada", "id").returncode == 0
     assert play(base_fail2ban=False)["rc"] == 0
     assert not host.service("fail2ban").is_running
 

@@ -296,9 +296,11 @@ class Notes:
             words, stdout=subprocess.PIPE, text=True, cwd=SCENARIO.parents[1], start_new_session=True, env=ENVIRONMENT
         )
 
-    def ended(self, running: Any) -> None:
+    def ended(self, running: Any) -> str:
+        """Wait for it; returns what it said."""
         output, _ = running.communicate(timeout=180)
         assert running.returncode == 0, output[-4000:]
+        return re.sub(r"\s+", " ", output)
 
     def stays(self, sentence: str, **more: Any) -> str:
         """A deploy that is refused and leaves everything that is live as it was; returns what it said."""
@@ -434,15 +436,55 @@ def test_rollback_undoes_migrations_and_goes_on_where_it_was_interrupted(
     session.hold("lock table notes_note in access share mode")
     refused("still applied: notes.0003_likes", playbook="rollback.yml", **notes.given)
     assert (notes.live, migrations(host)[-1]) == (second, "0003_likes")
+    # The table is free before the second try.
+    running = notes.start(playbook="rollback.yml", django_migrate_attempts=9)
+    wait(host, 'runuser -u postgres -- psql -XAtc "select 1 from pg_locks where not granted" | grep 1')
+    time.sleep(1)
     session.end()
-    done = deployed(playbook="rollback.yml", **notes.given)
-    assert "will be undone after the switch: notes.0003_likes" in done.stdout
+    assert "will be undone after the switch: notes.0003_likes" in notes.ended(running)
     assert (notes.live, migrations(host)) == (second, ["0001_initial", "0002_stars"])
     assert serving("notes", "notes.wsgi").get("/") == (200, f"{second} from our own index 0 notes")
     # What was rolled back from is no release to go back to.
     deployed(playbook="rollback.yml", **notes.given)
     assert (notes.live, migrations(host)) == (notes.first, ["0001_initial"])
     assert [entry["kind"] for entry in log(host, "notes")][-2:] == ["rollback", "rollback"]
+
+
+def test_migrations_that_an_earlier_run_left_are_applied_though_the_release_is_live(host: Any, notes: Notes) -> None:
+    notes.again()
+    notes.migration("0002_marks", "0001_initial", COLUMN % "marks")
+    unmigrated = notes.deploy(django_migrate=False)
+    assert migrations(host) == ["0001_initial"]
+    assert "changed=0" in deployed(django_migrate=False, **notes.given).stdout
+    checked = deployed("--check", **notes.given).stdout
+    assert "changed=1 " in checked and migrations(host) == ["0001_initial"]
+    said = deployed(**notes.given).stdout
+    assert "changed=1 " in said
+    assert (notes.live, migrations(host)) == (unmigrated, ["0001_initial", "0002_marks"])
+    assert "changed=0" in deployed(**notes.given).stdout
+    # A database that does not answer is no reason to say that all is well.
+    host.check_output("systemctl stop postgresql.service")
+    try:
+        refused("the database does not do what was asked", **notes.given)
+    finally:
+        host.check_output("systemctl start postgresql.service")
+        wait(host, "runuser -u postgres -- pg_isready")
+    deployed(playbook="rollback.yml", **notes.given)
+    assert (notes.live, migrations(host)) == (notes.first, ["0001_initial"])
+
+
+def test_caches_of_the_build_are_kept_for_the_next_one_and_emptied_when_they_are_too_large(
+    host: Any, notes: Notes
+) -> None:
+    def caches() -> list[str]:
+        return str(host.check_output("find /srv/notes/build -maxdepth 1 -name uv -o -maxdepth 1 -name pip")).split()
+
+    (notes.folder / "notes/text.py").write_text("LARGE = True\n")
+    assert caches() == ["/srv/notes/build/uv"]
+    large = notes.deploy(django_build_cache_mb=0)
+    assert large != notes.first and caches() == []
+    deployed(playbook="rollback.yml", **notes.given)
+    assert notes.live == notes.first
 
 
 def test_rollback_refuses_what_cannot_be_undone_and_old_releases_go(host: Any, notes: Notes) -> None:

@@ -122,7 +122,8 @@ def everything(host):
     """All that the role could change: which tables there are, its own one, its files, its unit, its guard."""
     return host.check_output(
         f"nft list tables; nft -s list table inet stepladder 2>&1; sha256sum {' '.join(FILES)} 2>&1; systemctl is-enabled {UNIT} 2>&1;"
-        f" systemctl is-active {UNIT}; find {GUARD}* -maxdepth 0 2>/dev/null"
+        f" systemctl is-active {UNIT}; find {GUARD}* -maxdepth 0 2>/dev/null;"
+        " find /etc/systemd/system -name 'stepladder-guard-*'"
     ) + timers(host)
 
 
@@ -255,9 +256,9 @@ def test_a_first_run_with_another_ssh_port_leaves_no_firewall(host, client):
     assert open_from(client) == LISTENING and new_login()
 
 
-def test_the_host_puts_the_rules_back_by_itself_when_the_controller_dies(host):
-    before = everything(host)
-    words = command(firewall_allow=NEW_RULE, firewall_ssh_from=[CLIENT], firewall_confirm_seconds=8)
+def locked_out(host, seconds):
+    """Apply rules that keep the controller out, with a controller that dies before it can put anything back."""
+    words = command(firewall_allow=NEW_RULE, firewall_ssh_from=[CLIENT], firewall_confirm_seconds=seconds)
     run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=SCENARIO)
     try:
         assert until(lambda: MARK in table(host))
@@ -266,10 +267,26 @@ def test_the_host_puts_the_rules_back_by_itself_when_the_controller_dies(host):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         run.wait()
+
+
+def test_the_host_puts_the_rules_back_by_itself_when_the_controller_dies(host):
+    before = everything(host)
+    locked_out(host, seconds=8)
     assert not new_login()
     assert until(lambda: MARK not in table(host))
     assert until(lambda: everything(host) == before, 5), everything(host)
     assert new_login()
+    assert served() == 0
+
+
+def test_a_reboot_before_the_rules_were_confirmed_brings_the_old_ones_back(host):
+    before = everything(host)
+    locked_out(host, seconds=3600)
+    assert not new_login()
+    reboot(host)
+    assert everything(host) == before
+    said = host.check_output("journalctl -b -o cat -u stepladder-guard-firewall-boot.service")
+    assert "Finished stepladder-guard-firewall-boot.service" in said
     assert served() == 0
 
 

@@ -1,4 +1,4 @@
-"""An application that answers with what it was given and notes each request; /slow takes three seconds."""
+"""An application that answers with what it was given and notes each request; /slow and /held take their time."""
 
 import http.server
 import json
@@ -19,6 +19,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path == "/slow":
             time.sleep(3)
+        while self.path == "/held" and os.path.exists(f"{FOLDER}/hold"):
+            time.sleep(0.1)
         headers = {name.lower(): value for name, value in self.headers.items()}
         answer = json.dumps({"path": self.path, "length": len(body), "headers": headers}).encode()
         asked = float(headers.get("x-request-start", "t=0").removeprefix("t="))

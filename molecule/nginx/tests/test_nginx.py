@@ -147,6 +147,14 @@ def log(host, site="shop"):
     return [json.loads(line.decode("utf-8")) for line in raw.splitlines()]
 
 
+def soon(found):
+    """What `found` gives, asked until it gives something, for ten seconds."""
+    deadline = time.monotonic() + 10
+    while not (value := found()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return value
+
+
 def processes(host):
     """nginx's master and workers."""
     return host.run("systemctl show -P MainPID nginx; pgrep -P $(systemctl show -P MainPID nginx)").stdout.split()
@@ -444,17 +452,22 @@ def test_run_without_a_change_touches_nothing(host):
 
 def test_reload_drops_no_request_under_way(host, shop_afterwards):
     master, *workers = processes(host)
+    host.run("touch /run/app/hold")
     host.run(
-        f"(setsid curl -s -o /run/slow -w '%{{http_code}}' --cacert {CA} --resolve {SHOP}:443:127.0.0.1 https://{SHOP}/slow"
-        " > /run/slow.status 2>&1 &)"
+        f"(setsid curl -s -o /run/held -w '%{{http_code}}' --cacert {CA} --resolve {SHOP}:443:127.0.0.1 https://{SHOP}/held"
+        " > /run/held.status 2>&1 &)"
     )
-    time.sleep(0.5)
-    apply("shop.yml", nginx_extra="add_header X-New yes;")
-    assert ask(host, "/").headers["x-new"] == "yes"
-    time.sleep(3.5)
-    assert host.file("/run/slow.status").content_string == "200"
+    try:
+        assert soon(lambda: "/held" in host.file("/run/app/requests").content_string)
+        apply("shop.yml", nginx_extra="add_header X-New yes;")
+        assert ask(host, "/").headers["x-new"] == "yes"
+        time.sleep(2)
+        assert host.file("/run/held.status").content_string == "", "it is still under way"
+    finally:
+        host.run("rm /run/app/hold")
+    assert soon(lambda: host.file("/run/held.status").content_string) == "200"
     assert processes(host)[0] == master, "reloaded, not restarted"
-    assert not set(processes(host)[1:]) & set(workers)
+    assert soon(lambda: not set(processes(host)[1:]) & set(workers))
 
 
 def test_check_mode_tells_what_would_change_and_changes_nothing(host):

@@ -28,6 +28,24 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 
 GUARDS = "/var/lib/stepladder/guard"
+UNITS = "/etc/systemd/system"
+# Before everything that reads the files: sysinit.target comes before every ordinary unit, {before} names the others.
+BOOT_UNIT = """# Written by Ansible (guarded_files); it is removed as soon as the change is confirmed or put back.
+[Unit]
+Description=Put back the files of {name}, whose change nobody confirmed before the reboot
+DefaultDependencies=no
+RequiresMountsFor={guards}
+After=local-fs.target
+Before=sysinit.target network-pre.target {before}
+ConditionPathExists={script}
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {script} boot
+
+[Install]
+WantedBy=sysinit.target
+"""
 
 
 class Refused(Exception):
@@ -74,6 +92,10 @@ class Guard:
         self.folder = os.path.join(GUARDS, self.name)
         self.record = self.folder + ".loaded"
         self.unit = "stepladder-guard-" + self.name
+        # systemd-run wants the other name for itself.
+        boot = self.unit + "-boot.service"
+        self.boot_unit = os.path.join(UNITS, boot)
+        self.boot_link = os.path.join(UNITS, "sysinit.target.wants", boot)
 
     def content(self, item):
         return None if item["content"] is None else item["content"].encode("utf-8")
@@ -184,23 +206,55 @@ class Guard:
                 raise Refused(
                     "`%s` failed: %s. Nothing was changed." % (self.payload["snapshot"], output or "no words")
                 )
-        if self.payload["restore"]:
-            lines.append(self.payload["restore"])
-        lines += ["code=$?", "cd /", "rm -rf %s" % shlex.quote(self.folder + ".back"), "exit $code", ""]
+        # While the host boots nothing has read the files yet, and a service that waits for this one cannot be reloaded.
+        lines += ['if [ "$1" = boot ]; then systemctl daemon-reload; else', self.payload["restore"] or ":", "fi"]
+        lines += ["code=$?", "cd /", "rm -rf %s" % shlex.quote(self.folder + ".back"),
+                  "rm -f %s %s" % (shlex.quote(self.boot_link), shlex.quote(self.boot_unit)), "exit $code", ""]  # fmt: skip
         write(os.path.join(folder, "put-back.sh"), "\n".join(lines).encode(), 0o700)
         os.rename(folder, self.folder)
 
     def arm(self):
+        self.arm_boot()
         run("systemctl reset-failed %s.service %s.timer" % (self.unit, self.unit))
         code, output = run(
             "systemd-run --quiet --unit=%s --on-active=%d --timer-property=AccuracySec=1s /bin/sh %s/put-back.sh"
             % (self.unit, self.payload["seconds"], self.folder)
         )
         if code:
+            self.disarm_boot()
             shutil.rmtree(self.folder)
             raise Refused(
                 "no timer could be set that would put the old configuration back: %s. Nothing was changed." % output
             )
+
+    def arm_boot(self):
+        """Have the old files put back by the next boot: the timer does not outlive one."""
+        script = os.path.join(self.folder, "put-back.sh")
+        text = BOOT_UNIT.format(
+            name=self.name, guards=GUARDS, script=script, before=" ".join(self.own_units())
+        ).encode()
+        os.makedirs(os.path.dirname(self.boot_link), mode=0o755, exist_ok=True)
+        write(self.boot_unit, text, 0o644)
+        if not os.path.lexists(self.boot_link):
+            os.symlink(self.boot_unit, self.boot_link)
+        # A host that loses its power must not keep the change and lose the way back.
+        os.sync()
+
+    def own_units(self):
+        """The units that the guarded files are of, by their own file or one in their NAME.d."""
+        found = set()
+        for item in self.payload["files"]:
+            folder, name = os.path.split(item["dest"])
+            if folder.startswith(UNITS) and folder.endswith(".d"):
+                found.add(os.path.basename(folder)[: -len(".d")])
+            elif folder == UNITS:
+                found.add(name)
+        return sorted(found)
+
+    def disarm_boot(self):
+        for path in (self.boot_link, self.boot_unit):
+            if os.path.lexists(path):
+                os.unlink(path)
 
     def disarm(self):
         run("systemctl stop %s.timer" % self.unit)
@@ -249,6 +303,7 @@ class Guard:
                 "%s: the proof came too late; the host's timer had put the old configuration back. Run it again."
                 % self.name
             )
+        self.disarm_boot()
         shutil.rmtree(self.folder + ".done")
         write(self.record, self.loaded().encode("utf-8"), 0o600)
         return {"changed": True}

@@ -1,6 +1,6 @@
 """What the kit asks of a Django project, run by the project's own Python with the site's environment.
 
-Usage: django_helper.py migrate|undo|unknown|names|static and JSON; the answer is JSON after "stepladder: " on a line.
+Usage: django_helper.py migrate|pending|undo|unknown|names|static and JSON; the answer is JSON after "stepladder: " on a line.
 """
 
 from __future__ import annotations
@@ -180,11 +180,17 @@ def undo_after_failure(alias, before):
     return f"{listed} had been applied before that and were undone: the database is as it was."
 
 
+def pending(given):
+    """The migrations of this release that the database lacks."""
+    executor = MigrationExecutor(connections[given["database"]])
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return {"pending": [key(migration) for migration, _backwards in plan]}
+
+
 def migrate(given):
     """Apply what is pending, one run at a time; returns the names of what was applied."""
     alias = given["database"]
-    executor = MigrationExecutor(connections[alias])
-    if not executor.migration_plan(executor.loader.graph.leaf_nodes()):
+    if not pending(given)["pending"]:
         return {"applied": []}
     limit(alias, given["lock_timeout"], given["statement_timeout"])
     with OneAtATime(alias, given["wait"]):
@@ -205,23 +211,23 @@ def undo(given):
     """Undo what a release that knows given["known"] does not know; returns the names of what was undone."""
     alias = given["database"]
 
-    def pending():
+    def left():
         return to_undo(MigrationExecutor(connections[alias]), set(given["known"]))
 
     limit(alias, given["lock_timeout"], given["statement_timeout"])
     with OneAtATime(alias, given["wait"]):
-        wanted = pending()
+        wanted = left()
         stuck = {key(migration): irreversible(migration) for migration in wanted if irreversible(migration)}
         if stuck:
             raise Refused("; ".join(f"{name} cannot be undone ({words})" for name, words in stuck.items()) + ".")
         try:
-            with_retries(given, lambda: go_back(alias, pending()))
+            with_retries(given, lambda: go_back(alias, left()))
         except Exception as error:
             reason = why(error, given)
             connections[alias].close()
-            left = ", ".join(key(migration) for migration in pending())
+            listed = ", ".join(key(migration) for migration in left())
             raise Refused(
-                f"undoing the migrations stopped: {reason}. The older release is live; still applied: {left}. "
+                f"undoing the migrations stopped: {reason}. The older release is live; still applied: {listed}. "
                 f"Roll back again: it goes on from here."
             ) from error
     return {"undone": [key(migration) for migration in wanted]}
@@ -235,7 +241,7 @@ def static(_given):
     return {"collected": True, "root": str(settings.STATIC_ROOT)}
 
 
-VERBS = {"migrate": migrate, "undo": undo, "unknown": unknown, "names": names, "static": static}
+VERBS = {"migrate": migrate, "pending": pending, "undo": undo, "unknown": unknown, "names": names, "static": static}
 
 
 def main() -> int:

@@ -39,6 +39,7 @@ options:
   index_password: {description: The password of the index., type: str, default: ""}
   index_trusted: {description: Whether the index may do without a valid certificate., type: bool, default: false}
   environment: {description: Environment variables of the build., type: dict, default: {}}
+  cache_mb: {description: Megabytes that the installers' caches may keep after a build., type: int, default: 2048}
   before: {description: Shell commands before the packages are installed., type: list, elements: str, default: []}
   after: {description: Shell commands after the packages are installed., type: list, elements: str, default: []}
   timeout: {description: Seconds that one command of the build may take., type: int, default: 1800}
@@ -72,14 +73,15 @@ class Build:
         self.tree = self.home + "/code"
         self.code = os.path.normpath(os.path.join(self.tree, given["subdirectory"]))
         self.venv = self.home + "/venv"
+        self.caches = [self.base + "/build/pip", self.base + "/build/uv"]
         self.uv = shutil.which("uv", path="/usr/local/bin:/usr/bin:/bin") if given["installer"] != "pip" else None
         if given["installer"] == "uv" and not self.uv:
             raise Refused("django: django_installer is uv, which is not on this host. Install it, or set auto or pip.")
         environment = {
-            "PIP_CACHE_DIR": self.base + "/build/pip",
+            "PIP_CACHE_DIR": self.caches[0],
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_INPUT": "1",
-            "UV_CACHE_DIR": self.base + "/build/uv",
+            "UV_CACHE_DIR": self.caches[1],
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_NATIVE_TLS": "true",
             "UV_LINK_MODE": "copy",
@@ -259,6 +261,21 @@ class Build:
         except BaseException:
             shutil.rmtree(self.home, ignore_errors=True)
             raise
+        finally:
+            self.bound_caches()
+
+    def bound_caches(self):
+        """Empty the installers' caches once they are too large: they keep every version that was ever fetched.
+
+        As the build user, who can put links there.
+        """
+        there = [path for path in self.caches if os.path.lexists(path)]
+        if not there:
+            return
+        self.runner.cwd = self.base
+        sizes = self.runner.must(["du", "-scm", *there], "django: the installers' caches could not be measured")
+        if int(sizes.split("\n")[-2].split()[0]) > self.given["cache_mb"]:
+            self.runner.must(["rm", "-rf", *there], "django: the installers' caches could not be emptied")
 
 
 def main():
@@ -289,6 +306,7 @@ def main():
             "index_password": {"type": "str", "default": "", "no_log": True},
             "index_trusted": {"type": "bool", "default": False},
             "environment": {"type": "dict", "default": {}},
+            "cache_mb": {"type": "int", "default": 2048},
             "before": lines,
             "after": lines,
             "timeout": {"type": "int", "default": 1800},

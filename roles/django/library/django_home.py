@@ -8,11 +8,13 @@ module: django_home
 short_description: Make a site's users and directories and tell what the host has of it
 description:
   - Makes the service user, the build user and the site's directories where they are missing; never removes any.
-  - Returns the live release, the releases and the configurations that the host has.
+  - Returns the live release, the releases and the configurations that the host has, and whether the live release's
+    databases lack migrations.
 options:
   directory: {description: The site's directory., type: path, required: true}
   user: {description: The user that runs the code., type: str, required: true}
   build_user: {description: The user that owns the releases., type: str, required: true}
+  databases: {description: Aliases of the databases to ask for pending migrations., type: list, elements: str, default: []}
 author: Stepladder
 """
 
@@ -23,7 +25,28 @@ import stat
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.django_site import Refused, state
+from ansible.module_utils.django_site import Refused, ask, site_runner, state
+
+ASK_SECONDS = 60
+
+
+def unmigrated(given, now):
+    """Whether the databases lack migrations of the live release.
+
+    What cannot be asked counts as lacking some: the step that migrates then says what is wrong, unless the run brings
+    the release or the settings with which it can be asked.
+    """
+    base, live = given["directory"], now["live"]
+    if not live or not given["databases"]:
+        return False
+    try:
+        runner = site_runner(base, live, now["live_config"], given["user"], ASK_SECONDS)
+        answers = [
+            ask(runner, base, live, "pending", "django: no answer", database=name) for name in given["databases"]
+        ]
+    except (Refused, OSError):
+        return True
+    return any(answer["pending"] for answer in answers)
 
 
 def account(name, home, check):
@@ -73,6 +96,7 @@ def main():
             "directory": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "build_user": {"type": "str", "required": True},
+            "databases": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -93,7 +117,8 @@ def main():
         changed |= account(builder, base + "/build", module.check_mode)
         # Every one of them, whatever the first has said.
         changed |= sum(directory(*one, module.check_mode) for one in wanted) > 0
-        module.exit_json(changed=changed, **state(base))
+        now = state(base)
+        module.exit_json(changed=changed, unmigrated=unmigrated(module.params, now), **now)
     except Refused as refusal:
         module.fail_json(msg=str(refusal))
 

@@ -9,6 +9,7 @@ short_description: Apply a release's pending migrations, or undo those that an o
 description:
   - On PostgreSQL one run at a time, under an advisory lock, with a lock_timeout and a statement_timeout.
   - What was applied is recorded in the release's RELEASE.json.
+  - Check mode tells what is pending; of undoing it tells nothing.
 options:
   directory: {description: The site's directory., type: path, required: true}
   user: {description: The service user., type: str, required: true}
@@ -40,6 +41,13 @@ def record(given, applied):
         name for name in applied if name not in release["migrations"]
     ]
     write_json(path, release, gid=os.stat(path).st_gid)
+
+
+def pending(given, runner):
+    found = []
+    for database in given["databases"]:
+        found += ask(runner, given["directory"], given["release"], "pending", FAILED, database=database)["pending"]
+    return {"changed": bool(found), "pending": found}
 
 
 def migrate(given, runner):
@@ -82,12 +90,14 @@ def main():
             "attempts": {"type": "int", "default": 3},
             "wait": {"type": "int", "default": 60},
             "timeout": {"type": "int", "default": 3600},
-        }
+        },
+        supports_check_mode=True,
     )
     given = module.params
+    step = undo if given["undo_to"] else pending if module.check_mode else migrate
     try:
         runner = site_runner(given["directory"], given["release"], given["config"], given["user"], given["timeout"])
-        module.exit_json(**(undo if given["undo_to"] else migrate)(given, runner))
+        module.exit_json(**step(given, runner))
     except Refused as refusal:
         module.fail_json(msg=str(refusal))
 
