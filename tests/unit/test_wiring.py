@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -19,9 +20,12 @@ SHAPES = {
     "two web hosts": {"web": ["web1", "web2"], "database": ["db1"]},
     "one host with a cache": {"web": ["one"], "database": ["one"], "cache": ["one"]},
     "a cache of its own": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"]},
+    "one host with everything": {"web": ["one"], "database": ["one"], "cache": ["one"], "worker": ["one"]},
+    "two workers": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"], "worker": ["web1", "worker1"]},
 }
 HOSTS = {
-    name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1", "cache1"), start=1)
+    name: {"ansible_host": f"198.18.9.{n}"}
+    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1"), start=1)
 }
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
@@ -53,8 +57,14 @@ def wired(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / f"group_vars/all/{name}.yml").read_text())
 
 
-def web_addresses(site: Environment) -> list[str]:
-    return [site.value(host, "host_address") for host in site.hosts if "web" in site.groups(host)]
+def app_addresses(site: Environment) -> list[str]:
+    """Of the hosts that run the site's code: first those of web, then those of worker."""
+    named = [host for group in ("web", "worker") for host in site.all_groups.get(group, [])]
+    return [site.value(host, "host_address") for host in dict.fromkeys(named)]
+
+
+def has_workers(site: Environment) -> bool:
+    return bool(site.all_groups.get("worker"))
 
 
 def test_the_kit_has_inventories() -> None:
@@ -64,6 +74,7 @@ def test_the_kit_has_inventories() -> None:
 def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
     for host in site.hosts:
         files = ["site", "hosts", "base", *({"web", "database", "cache"} & site.groups(host))]
+        files += ["workers"] if "worker" in site.groups(host) else []
         for name in (name for file in files for name in wired(file)):
             value = site.value(host, name, django_built=BUILT)
             assert "{{" not in str(value) and "{%" not in str(value), (host, name, value)
@@ -75,15 +86,22 @@ def test_memory_shares_fill_what_the_system_leaves_and_no_more(site: Environment
         reserve, memory = site.value(host, "site_memory_reserve"), int(site.value(host, "host_memory_mb"))
         assert sum(shares.values()) == pytest.approx(1 - reserve)
         assert 0 < sum(parts.values()) <= (1 - reserve) * memory
-        services = {"web": {"gunicorn", "nginx"}, "database": {"postgres"}, "cache": {"redis_cache"}}
+        services = {
+            "web": {"gunicorn", "nginx"},
+            "database": {"postgres"},
+            "cache": {"redis_cache"},
+            "worker": {"celery"},
+        }
+        if has_workers(site):
+            services["cache"].add("redis_broker")
         assert set(parts) == set().union(*(services[group] for group in services if group in site.groups(host)))
 
 
-def test_postgres_admits_exactly_the_web_hosts_over_tls(site: Environment) -> None:
+def test_postgres_admits_exactly_the_hosts_that_run_the_code_over_tls(site: Environment) -> None:
     for host in site.hosts:
         if "database" in site.groups(host):
             rules = site.value(host, "postgres_access")
-            assert [rule["address"] for rule in rules] == [f"{address}/32" for address in web_addresses(site)]
+            assert [rule["address"] for rule in rules] == [f"{address}/32" for address in app_addresses(site)]
             assert {(rule["type"], rule["method"]) for rule in rules} == {("hostssl", "scram-sha-256")}
             assert {rule["database"] for rule in rules} == {site.value(host, "site_database_name")}
 
@@ -94,9 +112,10 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
         if "web" in site.groups(host):
             opened.append(([80, 443], None))
         if "database" in site.groups(host):
-            opened.append((5432, web_addresses(site)))
+            opened.append((5432, app_addresses(site)))
         if "cache" in site.groups(host):
-            opened.append((6379, web_addresses(site)))
+            opened.append((6379, app_addresses(site)))
+            opened += [(6380, app_addresses(site))] if has_workers(site) else []
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -125,7 +144,10 @@ def test_django_uses_the_cache_where_there_is_one_and_knows_of_none_elsewhere(si
         if "web" in site.groups(host):
             found, packages = site.value(host, "django_caches"), " ".join(site.value(host, "django_packages"))
             assert (
-                bool(found) == bool(caches) == ("redis" in packages) == bool(site.value(host, "django_session_engine"))
+                bool(found)
+                == bool(caches)
+                == ("redis[hiredis]" in packages)
+                == bool(site.value(host, "django_session_engine"))
             )
         if "web" in site.groups(host) and caches:
             address = site.value(caches[0], "host_address")
@@ -136,6 +158,48 @@ def test_django_uses_the_cache_where_there_is_one_and_knows_of_none_elsewhere(si
                 site.value(host, "django_cache_passwords")["default"]
                 == site.value(caches[0], "cache_users")[0]["password"]
             )
+
+
+def test_web_and_worker_hosts_send_to_the_broker_that_is_there_and_to_none_elsewhere(site: Environment) -> None:
+    for host in site.hosts:
+        if not {"web", "worker"} & site.groups(host):
+            continue
+        url, settings = site.value(host, "django_broker_url"), site.value(host, "django_default_settings")
+        packages = " ".join(site.value(host, "django_packages"))
+        assert bool(url) == bool(settings) == ("celery" in packages) == has_workers(site)
+        if has_workers(site):
+            broker = site.all_groups["cache"][0]
+            password = site.value(broker, "broker_users")[0]["password"]
+            address = site.value(broker, "host_address")
+            assert url.startswith(f"rediss://shop:{password}@{address}:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/")
+            options = settings["CELERY_BROKER_TRANSPORT_OPTIONS"]
+            assert options["visibility_timeout"] == site.value(host, "celery_visibility_timeout")
+
+
+def test_beat_runs_on_one_host_and_the_first_if_nobody_says(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two workers")
+    assert [site.value(host, "celery_beat") for host in ("web1", "worker1")] == [True, False]
+
+
+def test_beat_runs_where_a_person_says(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two workers", site_beat_host="worker1")
+    assert [site.value(host, "celery_beat") for host in ("web1", "worker1")] == [False, True]
+
+
+def test_a_broker_of_ones_own_is_used_and_none_is_made(make_inventory: Callable[..., Path]) -> None:
+    url = "amqps://shop:it's@rabbit.example.com/shop"
+    site = one(make_inventory, "two workers", site_broker_url=url)
+    assert site.value("web1", "django_broker_url") == site.value("worker1", "django_broker_url") == url
+    assert site.value("cache1", "broker_is_ours") is False
+    assert [rule["port"] for rule in site.value("cache1", "firewall_allow")] == [6379]
+    assert set(site.value("cache1", "memory_mb")) == {"redis_cache"}
+    assert "visibility_timeout" not in site.value("web1", "django_default_settings")["CELERY_BROKER_TRANSPORT_OPTIONS"]
+
+
+def test_any_password_of_the_broker_survives_the_address(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two workers", site_broker_password="a/b@c:d%e f?ü")
+    found = urlsplit(site.value("web1", "django_broker_url"))
+    assert (unquote(found.password), found.hostname, found.port) == ("a/b@c:d%e f?ü", "198.18.9.5", 6380)
 
 
 def test_one_host_alone_gives_all_its_memory_to_its_own_services(make_inventory: Callable[..., Path]) -> None:
@@ -254,7 +318,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
     specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
-    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("web")}:
+    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("web"), **wired("workers")}:
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -263,7 +327,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
-    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("web")}
+    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("web"), **wired("workers")}
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name
