@@ -225,6 +225,7 @@ def test_release_changes_while_tasks_are_sent(host, r1):
     ("variables", "sentence"),
     [
         ({"celery_release": "crash"}, "this release cannot be imported"),
+        ({"celery_release": "astray"}, "sends tasks to nowhere, and celery_queues has only celery, fast, slow"),
         ({"celery_release": "hasty"}, "after 12 s (visibility_timeout of the application's"),
         (
             {"celery_venv": "/srv/x/plain", "celery_flower": True, "celery_flower_password": "long-enough"},
