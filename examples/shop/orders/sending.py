@@ -17,13 +17,13 @@ def send(task: str, *arguments: object) -> bool:
     """Whether the broker has taken the task.
 
     After a broker that did not answer, this process sends nothing for some seconds, so that visitors do not wait for it
-    one by one. Nobody relies on what was not sent: the periodic task finds it.
+    one by one. One try is enough, since nobody relies on it: the periodic task finds what was not sent.
     """
     global _silent_until
     if time.monotonic() < _silent_until:
         return False
     try:
-        app.send_task(task, arguments)
+        app.send_task(task, arguments, retry=False)
     except Exception as error:  # each transport has errors of its own
         with _lock:
             _silent_until = time.monotonic() + PAUSE_SECONDS
