@@ -180,6 +180,7 @@ def test_tasks_over_the_limit_go_back_and_run_after_the_start(host, r1):
     assert 9 <= took < 30, f"8 s warm and 2 s soft took {took:.1f} s"
     assert times(host, "done", keys) == []
     assert redis(host, "llen slow") == "3"
+    assert prop(host, BOTH[1], "ActiveState") == "inactive", "it stopped as it was told to, and has not failed"
     host.run(f"systemctl start {BOTH[1]}")
     all_done(host, keys, 60)
     assert sorted(line[1] for line in times(host, "done", keys)) == sorted(keys)

@@ -478,7 +478,7 @@ class Fleet:
             time.sleep(0 if nodes else 2)
         for unit, now in show(self.restart).items():
             if now.get("ActiveState") != "active" and not (unit == site.beat and now.get("SubState") == "start"):
-                self.give_up(unit, "does not run (%s)" % now.get("Result"), began)
+                self.give_up(unit, "does not run (%s)" % now.get("SubState"), began)
 
     def give_up(self, unit, what, began):
         lines = run("journalctl", "--no-pager", "-n", "40", "-o", "cat", "--since", "@%d" % began, "-u", unit)[1]
