@@ -135,7 +135,7 @@ def test_a_task_that_waits_too_long_and_a_queue_without_consumer_are_told():
     words = units.late(rows, {"a": {"max_wait": 60}, "b": {"max_wait": 62}, "c": {"max_wait": 1}, "d": None})
     assert len(words) == 2
     assert "oldest task in the queue a has waited for 61 s, more than its max_wait of 60 s" in words[0]
-    assert "1 tasks wait in the queue c, and nobody consumes it" in words[1]
+    assert "nobody consumes the queue c, in which tasks wait: 1." in words[1]
 
 
 def test_how_the_workers_run_is_read_from_their_units(site):

@@ -557,7 +557,7 @@ def late(rows, limits):
             )
         if row["length"] and not row["consumers"]:
             words.append(
-                "celery: %d tasks wait in the queue %s, and nobody consumes it." % (row["length"], row["queue"])
+                "celery: nobody consumes the queue %s, in which tasks wait: %d." % (row["queue"], row["length"])
             )
     return words
 
