@@ -17,13 +17,25 @@ from lab import ansible, commands, hosts, inventory, picture
 from lab.machine import MachineError, tail
 from lab.model import Lab
 from lab.report import console, duration, step, table
-from lab.traffic import PRODUCTS, Door, Report, Traffic, report
+from lab.traffic import PRODUCTS, Count, Door, Report, Traffic, report
 
 DEFAULT_SECONDS = 30
 DEFAULT_RATE = 10.0
 SETTLE_SECONDS = 5  # of traffic before and after what is rehearsed
 REBOOT_SECONDS = 120
-PLAYS = ("Base", "Database", "Release", "Roll back", "Web server")  # what is marked in a picture
+# Until the tasks of a worker that died have run: the lab's visibility timeout, and the 100 s in which Celery looks for
+# such tasks once.
+CONFIRM_SECONDS = 180
+LONG_TASKS, LONG_TASK_SECONDS = 6, 6
+PLAYS = (
+    "Base",
+    "Database",
+    "Broker",
+    "Release",
+    "Workers and beat",
+    "Roll back",
+    "Web server",
+)  # what is marked in a picture
 
 
 def stage_hosts(lab: Lab) -> dict[str, list[str]]:
@@ -58,15 +70,15 @@ def manage(lab: Lab, *words: str, given: str = "") -> str:
     return done.stdout
 
 
-def count_orders(lab: Lab) -> Callable[[Path], tuple[int, int]]:
-    """Asks the site's own database how many of a ledger's keys are missing and how many are there twice."""
+def count_orders(lab: Lab) -> Callable[[Path], Count]:
+    """Asks the site's own database for a ledger's orders, and waits for confirmations that are still to be made."""
 
-    def count(ledger: Path) -> tuple[int, int]:
-        said = manage(lab, "check_ledger", "--report", given=ledger.read_text())
-        found = re.search(r"(\d+) missing, (\d+) doubled", said)
+    def count(ledger: Path) -> Count:
+        said = manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=ledger.read_text())
+        found = re.search(r"(\d+) missing, (\d+) doubled, (\d+) unconfirmed, (\d+) confirmed twice", said)
         if not found:
             raise MachineError(f"check_ledger said nothing that could be read:\n{tail(said, 15)}")
-        return int(found[1]), int(found[2])
+        return Count(*map(int, found.groups()))
 
     return count
 
@@ -80,12 +92,13 @@ def ready_traffic(lab: Lab, rate: float) -> Traffic:
 
 def show(lab: Lab, traffic: Traffic, name: str) -> Report:
     """Count what is in the database, write report and picture, print both's gist."""
-    with step("Counting orders in the database"):
+    with step("Counting orders and confirmations in the database"):
         summed = report(traffic, count_orders(lab))
     folder = lab.folder / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(asdict(summed), indent=2) + "\n")
-    title = f"{name}: {summed.requests} visits, {summed.failed} failed, {summed.lost} lost, {summed.doubled} doubled"
+    lost, doubled = summed.lost + summed.unconfirmed, summed.doubled + summed.confirmed_twice
+    title = f"{name}: {summed.requests} visits, {summed.failed} failed, {lost} lost, {doubled} doubled"
     (folder / f"{name}.svg").write_text(picture.svg(traffic.visits, traffic.marks, traffic.seconds, title))
     latency = ", ".join(f"{key} {value:g}" for key, value in summed.latency_ms.items())
     rows = [
@@ -96,6 +109,7 @@ def show(lab: Lab, traffic: Traffic, name: str) -> Report:
         ["longest time without a success", f"{summed.longest_gap:g} s"],
         ["orders acknowledged", str(summed.orders)],
         ["orders lost / doubled", f"{summed.lost} / {summed.doubled}"],
+        ["confirmations lost / doubled", f"{summed.unconfirmed} / {summed.confirmed_twice}"],
     ]
     console.print(table(["traffic", name], rows))
     console.print(f"Report and picture: {folder / name}.json, .svg", soft_wrap=True)
@@ -257,6 +271,58 @@ def kill_cache(lab: Lab, made: Traffic) -> None:
             time.sleep(seconds)
 
 
+def kill_worker(lab: Lab, made: Traffic) -> None:
+    """kill -9 of all of a worker host's processes while long tasks run; none may be lost."""
+    host, name = needed(lab, "worker")[0], commands.site_settings(lab)["site_name"]
+    word = manage(lab, "long_tasks", "--count", str(LONG_TASKS), "--seconds", str(LONG_TASK_SECONDS)).split()[-1]
+    since = wait_for_tasks(lab, word, "begun", 1, LONG_TASK_SECONDS)
+    time.sleep(LONG_TASK_SECONDS / 2)
+    made.mark(f"kill -9 the workers of {host}")
+    if commands.ssh(lab, host, [f"sudo systemctl kill --signal=KILL 'celery-{name}@*.service'"]):
+        raise MachineError(f"The workers of {host} could not be killed.")
+    killed = time.monotonic()
+    wait_for_tasks(lab, word, "ended", LONG_TASKS, CONFIRM_SECONDS + LONG_TASKS * LONG_TASK_SECONDS)
+    made.mark("all tasks are done")
+    found = long_tasks(lab, word)
+    console.print(
+        f"Of {LONG_TASKS} tasks of {LONG_TASK_SECONDS} s, 0 were lost and {found['begun again']} began again; all were done "
+        f"{time.monotonic() - killed:.0f} s after the kill."
+    )
+    if not found["begun again"]:
+        raise MachineError(f"The kill hit no running task ({since:.0f} s after the first began), so nothing was tried.")
+
+
+def long_tasks(lab: Lab, word: str) -> dict[str, int]:
+    said = manage(lab, "long_tasks", "--of", word)
+    return {what: int(number) for number, what in re.findall(r"(\d+) (tasks|begun again|begun|ended)", said)}
+
+
+def wait_for_tasks(lab: Lab, word: str, what: str, number: int, seconds: float) -> float:
+    """Wait until so many long tasks have begun or ended; gives the seconds that took. MachineError when they do not."""
+    start = time.monotonic()
+    while (found := long_tasks(lab, word))[what] < number:
+        if time.monotonic() - start > seconds:
+            raise MachineError(f"Of {number} tasks only {found[what]} have {what} after {seconds:.0f} s: {found}.")
+        time.sleep(1)
+    return time.monotonic() - start
+
+
+def kill_broker(lab: Lab, made: Traffic) -> None:
+    """The broker is killed, stopped for a while, and hangs, while orders send tasks to it."""
+    host = needed(lab, "cache")[0]
+    for words, what, seconds in (
+        ("kill --signal=KILL redis-broker", "is killed", 2 * SETTLE_SECONDS),
+        ("stop redis-broker", "is stopped", 2 * SETTLE_SECONDS),
+        ("start redis-broker", "is back", 2 * SETTLE_SECONDS),
+        ("kill --signal=STOP redis-broker", "hangs", 2 * SETTLE_SECONDS),
+        ("kill --signal=CONT redis-broker", "goes on", 2 * SETTLE_SECONDS),
+    ):
+        made.mark(f"the broker {what}")
+        if commands.ssh(lab, host, [f"sudo systemctl {words}"]):
+            raise MachineError(f"systemctl {words} failed on {host}.")
+        time.sleep(seconds)
+
+
 def needed(lab: Lab, group: str) -> list[str]:
     """The hosts of a group; raises MachineError when the lab's stage has none."""
     found = in_group(lab, group)
@@ -297,6 +363,18 @@ DRILLS = {
     "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
     "kill-web": Drill("Gunicorn is killed; it serves again within 10 s", kill_web, at_most(10)),
     "kill-cache": Drill("the cache is killed, stopped, and hangs; no visit fails", kill_cache, nothing_failed, "cache"),
+    "kill-worker": Drill(
+        "all of a worker's processes are killed in mid-task; no visit fails, no task is lost",
+        kill_worker,
+        nothing_failed,
+        "worker",
+    ),
+    "kill-broker": Drill(
+        "the broker is killed, stopped, and hangs; no visit fails, no confirmation is lost",
+        kill_broker,
+        nothing_failed,
+        "worker",
+    ),
     "reboot-all": Drill("all hosts lose power; the site serves again within 60 s", reboot_all, at_most(60)),
 }
 
@@ -314,7 +392,7 @@ def drill(lab: Lab, name: str, rate: float) -> int:
         summed = show(lab, made, f"drill-{one}")
         problem = DRILLS[one].allowed(summed)
         if not summed.kept:
-            problem = f"{summed.lost} acknowledged orders are lost and {summed.doubled} doubled"
+            problem = summed.broken
         console.print(f"[red]broken[/red]  {one}: {problem}" if problem else f"[green]kept[/green]  {one}")
         if problem:
             broken.append(one)

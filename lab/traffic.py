@@ -216,7 +216,10 @@ class Traffic:
         self._ask([200], "GET", f"/api/orders/{key}" if key else "/")
 
     def _report(self, number: int) -> None:
-        self._ask([200], "GET", "/reports/sales?days=7")
+        """The newest report; where a task makes it, the first visitor is told to come back."""
+        answer = self._ask([200, 202], "GET", "/reports/sales?days=7")
+        if b'"state"' not in answer.body:
+            raise Failed("a report without a state")
 
     def _upload(self, number: int) -> None:
         """A picture is taken, and can be seen afterwards, whichever machine is asked for it."""
@@ -258,12 +261,31 @@ class Report:
     orders: int = 0
     lost: int = 0
     doubled: int = 0
+    unconfirmed: int = 0
+    confirmed_twice: int = 0
     marks: list[dict] = field(default_factory=list)
 
     @property
     def kept(self) -> bool:
-        """Whether every acknowledged order is there exactly once."""
-        return self.lost == 0 and self.doubled == 0
+        """Whether every acknowledged order is there, and confirmed by its task, exactly once."""
+        return not (self.lost or self.doubled or self.unconfirmed or self.confirmed_twice)
+
+    @property
+    def broken(self) -> str:
+        """The sentence for orders that are not there or not confirmed exactly once; empty when all are."""
+        counts = {"are lost": self.lost, "are doubled": self.doubled, "were never confirmed": self.unconfirmed,
+                  "were confirmed twice": self.confirmed_twice}  # fmt: skip
+        return ", ".join(f"{number} acknowledged orders {what}" for what, number in counts.items() if number)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What the site's own database says of a ledger: orders that are not there exactly once, or not confirmed so."""
+
+    lost: int = 0
+    doubled: int = 0
+    unconfirmed: int = 0
+    confirmed_twice: int = 0
 
 
 def percentile(ordered: list[float], share: float) -> float:
@@ -278,14 +300,14 @@ def longest_gap(visits: Iterable[Visit], seconds: float) -> float:
     return max((after - before for before, after in zip(edges, edges[1:], strict=False)), default=seconds)
 
 
-def report(traffic: Traffic, count: Callable[[Path], tuple[int, int]]) -> Report:
-    """Sum up a load that has stopped; `count` gives how many of the ledger's orders are missing and doubled."""
+def report(traffic: Traffic, count: Callable[[Path], Count]) -> Report:
+    """Sum up a load that has stopped; `count` judges the ledger."""
     failures: dict[str, Counter[str]] = {}
     for visit in traffic.visits:
         if visit.failure:
             failures.setdefault(f"{visit.kind}: {visit.failure}", Counter())[str(int(visit.due))] += 1
     latencies = sorted(1000 * visit.seconds for visit in traffic.visits if not visit.failure)
-    lost, doubled = count(traffic.ledger)
+    counted = count(traffic.ledger)
     return Report(
         seconds=round(traffic.seconds, 1),
         rate=traffic.rate,
@@ -298,7 +320,6 @@ def report(traffic: Traffic, count: Callable[[Path], tuple[int, int]]) -> Report
         },
         longest_gap=round(longest_gap(traffic.visits, traffic.seconds), 2),
         orders=len(traffic.acknowledged),
-        lost=lost,
-        doubled=doubled,
+        **asdict(counted),
         marks=[asdict(mark) for mark in traffic.marks],
     )

@@ -23,7 +23,7 @@ from ansible.release import __version__ as core_version
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
 SINGLE = ("cache",)  # groups of which the site uses one host
-GROUP_STAGES = {"cache": 2}  # the stage that a group's layer comes with; those of stage 1 are always run
+GROUP_STAGES = {"cache": 2, "worker": 3}  # the stage that a group's layer comes with; those of stage 1 are always run
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -138,6 +138,97 @@ def single_problems(groups: Mapping[str, list[str]]) -> list[str]:
         f"The group {group} has {listed(groups[group])}, and the site uses one host of it. Leave one in the inventory."
         for group in SINGLE
         if len(groups.get(group) or []) > 1
+    ]
+
+
+def queue_problems(queues: Iterable[str], consumed: Mapping[str, Iterable[str]], routed: Iterable[str]) -> list[str]:
+    """One sentence per queue that nobody consumes, and per worker of a queue that there is not.
+
+    `consumed` has, by worker ("default on worker1"), the queues that it consumes; `routed` those that site_settings send to.
+    """
+    queues, known = set(queues), listed(queues) or "none"
+    served = {queue for names in consumed.values() for queue in names}
+    problems = [
+        f"The worker {worker} consumes {listed(set(names) - queues)}, and site_queues has {known}. "
+        "Correct the queues of the worker in site_workers, or add the queue to site_queues."
+        for worker, names in sorted(consumed.items())
+        if set(names) - queues
+    ]
+    for queue in sorted((queues | set(routed)) - served):
+        where = "site_queues has" if queue in queues else "site_settings send tasks to"
+        problems.append(
+            f"Nobody consumes the queue {queue}, which {where}: its tasks would wait for ever. "
+            "Add it to the queues of a worker in site_workers, or take it out."
+        )
+    return problems
+
+
+def routed_queues(own: Mapping[str, Any]) -> set[str]:
+    """The queues that Celery's settings among site_settings name."""
+    found = {own["CELERY_TASK_DEFAULT_QUEUE"]} if own.get("CELERY_TASK_DEFAULT_QUEUE") else set()
+    routes = own.get("CELERY_TASK_ROUTES") or {}
+    for route in routes.values() if isinstance(routes, Mapping) else []:
+        queue = route.get("queue") if isinstance(route, Mapping) else route
+        found |= {queue} if isinstance(queue, str) else set()
+    return found
+
+
+def beat_problems(beats: list[str], chosen: str, workers: list[str]) -> list[str]:
+    """The sentence for a fleet in which not exactly one host sends the periodic tasks."""
+    if len(beats) > 1:
+        return [
+            f"{listed(beats)} would each send every periodic task. Leave celery_beat alone, and set site_beat_host to one of them."
+        ]
+    if not beats:
+        return [
+            f"site_beat_host is {chosen!r}, which is no host of worker ({listed(workers)}), so nobody would send the "
+            "periodic tasks. Set it to one of them."
+        ]
+    return []
+
+
+def broker_problems(url: str, cache: list[str], settings: Mapping[str, Any]) -> list[str]:
+    """The sentences for a broker that is not there, is not safe, or loses tasks. They never show the address."""
+    if url:
+        if not re.match(r"(amqps|rediss)://[^/\s]+", url):
+            return [
+                "site_broker_url does not begin with amqps:// or rediss:// and a host: tasks and their login would travel in "
+                "clear text, or nowhere. Use the broker's TLS port."
+            ]
+        return []
+    if not cache:
+        return [
+            "The group worker has hosts and tasks have no broker: the group cache is empty, and so is site_broker_url. "
+            "Add a host to cache, or set site_broker_url."
+        ]
+    policy = str(settings.get("maxmemory-policy", "noeviction"))
+    if policy != "noeviction":
+        return [
+            f"site_broker_settings sets maxmemory-policy to {policy}: a full broker would throw tasks away. Take it out; "
+            "cache settings belong in redis_settings."
+        ]
+    return []
+
+
+def limit_problems(limits: Mapping[str, int], visibility: int, redis: bool) -> list[str]:
+    """The sentence for tasks that may run for longer than the broker waits for them; seconds by worker."""
+    longest = max(limits, key=lambda worker: limits[worker], default=None)
+    if not redis or longest is None or limits[longest] < visibility:
+        return []
+    return [
+        f"A task of the worker {longest} may run for {limits[longest]} s, and after {visibility} s (site_visibility_timeout) "
+        "the broker gives it to a second worker as well. Lower the time limit, or raise site_visibility_timeout."
+    ]
+
+
+def line_break_problems(passwords: Mapping[str, str]) -> list[str]:
+    """The sentence for passwords that no line of a configuration can hold; names only."""
+    broken = sorted(name for name, value in passwords.items() if re.search(r"[\r\n\0]", value))
+    if not broken:
+        return []
+    return [
+        f"{listed(broken)} has a line break in it, which no configuration file can hold. Write it on one line (in YAML: "
+        "quoted, or |- in place of |)."
     ]
 
 
@@ -263,6 +354,10 @@ class ActionModule(ActionBase):
         own = set(self._value(hostvars, hosts[0], "site_own_variables")[0] or []) if hosts else set()
         problems += unknown_problems({host: list(hostvars[host]) for host in hosts}, known | own, prefixes())
         problems += self._settings(hostvars, hosts, groups)
+        if not problems and hosts:
+            problems += line_break_problems(self._passwords(hostvars, hosts[0]))
+        if not problems and groups.get("worker"):
+            problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
         problems += address_problems({host: str(address) for host, address in addresses.items() if address})
         refuse(problems)
@@ -308,6 +403,41 @@ class ActionModule(ActionBase):
             for name in wants.get(choice, ())
             if not self._value(hostvars, host, name)[0]
         ]
+
+    def _passwords(self, hostvars: Mapping[str, Any], host: str) -> dict[str, str]:
+        """Secrets that a person has set. The kit's own are left alone: reading one would make it."""
+        defaults = yaml.safe_load((KIT / "group_vars/all/site.yml").read_text())
+        raw = hostvars.raw_get(host)
+        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key")) and name in raw]
+        chosen = [name for name in secret if raw[name] != defaults.get(name)]
+        return {name: str(self._value(hostvars, host, name)[0] or "") for name in chosen}
+
+    def _workers(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
+        hosts = list(groups["worker"])
+        first = hosts[0]
+        url = str(self._value(hostvars, first, "site_broker_url")[0] or "")
+        problems = broker_problems(
+            url, list(groups.get("cache") or []), self._value(hostvars, first, "site_broker_settings")[0] or {}
+        )
+        workers = {
+            f"{worker.get('name', '')} on {host}": worker
+            for host in hosts
+            for worker in self._value(hostvars, host, "site_workers")[0]
+        }
+        consumed = {name: worker.get("queues") or ["celery"] for name, worker in workers.items()}
+        queues = self._value(hostvars, first, "site_queues")[0]
+        own = self._value(hostvars, first, "site_settings")[0] or {}
+        problems += queue_problems(queues, consumed, routed_queues(own))
+        limit = int(self._value(hostvars, first, "site_task_time_limit")[0])
+        limits = {name: int(worker.get("time_limit") or limit) for name, worker in workers.items()}
+        problems += limit_problems(
+            limits,
+            int(self._value(hostvars, first, "site_visibility_timeout")[0]),
+            redis=not url.startswith("amqp"),
+        )
+        beats = [host for host in hosts if self._value(hostvars, host, "celery_beat")[0]]
+        chosen = str(self._value(hostvars, first, "site_beat_host")[0])
+        return problems + beat_problems(beats, chosen, hosts)
 
     @staticmethod
     def _value(hostvars: Mapping[str, Any], host: str, name: str) -> tuple[Any, str | None]:

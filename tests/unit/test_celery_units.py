@@ -123,3 +123,30 @@ def test_beat_ends_itself_once_its_lease_is_over(monkeypatch):
     lease.until = 100.0
     with pytest.raises(SystemExit):
         lease.hold()
+
+
+def test_a_task_that_waits_too_long_and_a_queue_without_consumer_are_told():
+    rows = [
+        {"queue": "a", "length": 3, "oldest": 61.0, "consumers": 1},
+        {"queue": "b", "length": 3, "oldest": 61.0, "consumers": 1},
+        {"queue": "c", "length": 1, "oldest": None, "consumers": 0},
+        {"queue": "d", "length": 0, "oldest": None, "consumers": 0},
+    ]
+    words = units.late(rows, {"a": {"max_wait": 60}, "b": {"max_wait": 62}, "c": {"max_wait": 1}, "d": None})
+    assert len(words) == 2
+    assert "oldest task in the queue a has waited for 61 s, more than its max_wait of 60 s" in words[0]
+    assert "nobody consumes the queue c, in which tasks wait: 1." in words[1]
+
+
+def test_how_the_workers_run_is_read_from_their_units(site):
+    with pytest.raises(units.Refused, match="no worker of x runs on this host"):
+        units.in_use(site)
+    units.write(f"{site.units}/{site.template}", "[Service]\nUser=x-run\nGroup=x\nWorkingDirectory=/srv/x/r1\n"
+                "Environment=A=1\nEnvironmentFile=/srv/x/env\nEnvironmentFile=/srv/x/more\n")  # fmt: skip
+    units.write(
+        site.drop_in(site.worker("a")), "ExecStart=/srv/x/venv/bin/python -m celery -A shop.celery worker \\\n  --x\n"
+    )
+    assert units.in_use(site) == {
+        "venv": "/srv/x/venv", "app": "shop.celery", "directory": "/srv/x/r1", "user": "x-run", "group": "x",
+        "environment_files": ["/srv/x/env", "/srv/x/more"],
+    }  # fmt: skip

@@ -28,8 +28,11 @@ def unit(**wanted):
     return {"name": "x.service", "state": None, "enabled": None, "masked": None, **wanted}
 
 
-def is_now(active="active", file="enabled", load="loaded"):
-    return {"LoadState": load, "ActiveState": active, "UnitFileState": file}
+def is_now(active="active", file="enabled", load="loaded", sub=""):
+    return {"LoadState": load, "ActiveState": active, "UnitFileState": file, "SubState": sub}
+
+
+DYING = is_now("activating", sub="auto-restart")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,12 @@ def is_now(active="active", file="enabled", load="loaded"):
         (unit(state="reloaded"), is_now(), ["reload"]),
         (unit(state="started", enabled=True), is_now("active", "generated"), []),
         (unit(state="stopped", masked=True), is_now(), ["stop", "mask"]),
+        (unit(state="started"), is_now("activating", sub="start"), []),
+        (unit(state="started"), DYING, ["start"]),
+        (unit(state="started"), is_now("activating", sub="auto-restart-queued"), ["start"]),
+        (unit(state="stopped"), DYING, ["stop"]),
+        (unit(state="reloaded"), DYING, ["start"]),
+        (unit(state="reloaded_if_running"), DYING, []),
         (
             unit(masked=False, enabled=True, state="started"),
             is_now("inactive", "masked", "masked"),
@@ -77,8 +86,11 @@ class Systemd:
     def __init__(self, folder):
         self.folder = folder
 
-    def has(self, name, active="active", file="enabled", reload="no"):
-        lines = f"LoadState=loaded\nActiveState={active}\nUnitFileState={file}\nNeedDaemonReload={reload}\nResult=exit-code\n"
+    def has(self, name, active="active", file="enabled", reload="no", sub=""):
+        lines = (
+            f"LoadState=loaded\nActiveState={active}\nSubState={sub}\nUnitFileState={file}\nNeedDaemonReload={reload}\n"
+            "Result=exit-code\n"
+        )
         (self.folder / name).write_text(lines)
 
     def told(self):
@@ -139,6 +151,26 @@ def test_a_unit_that_does_not_come_up_is_refused_with_its_journal(systemd, monke
     monkeypatch.setenv("BECOMES", "failed")
     systemd.has("a.service", active="inactive")
     with pytest.raises(services.Refused, match=r"(?s)a.service did not start: failed.*it went wrong because of x"):
+        bring(unit(name="a.service", state="started"))
+
+
+def test_a_unit_that_dies_again_and_again_is_not_running(systemd, monkeypatch):
+    monkeypatch.setattr(services, "WATCH_SECONDS", 0.5)
+    systemd.has("a.service", active="activating", sub="auto-restart")
+    with pytest.raises(services.Refused, match=r"(?s)a.service did not start.*it went wrong because of x"):
+        bring(unit(name="a.service", state="started"))
+    assert systemd.told() == ["start a.service"]
+
+
+def test_a_unit_that_died_and_now_dies_a_moment_after_its_start_is_refused(systemd, monkeypatch):
+    monkeypatch.setattr(services, "WATCH_SECONDS", 5.0)
+    answers = [
+        {"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"},
+        *[{"LoadState": "loaded", "ActiveState": "active", "SubState": "running"}] * 2,
+        {"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code"},
+    ]
+    monkeypatch.setattr(services, "ask", lambda names: {names[0]: answers.pop(0)})
+    with pytest.raises(services.Refused, match=r"(?s)a.service did not start: activating.*it went wrong"):
         bring(unit(name="a.service", state="started"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab import picture, rehearsal
-from lab.traffic import Answer, Failed, Mark, Traffic, Visit, longest_gap, percentile, report
+from lab.traffic import Answer, Count, Failed, Mark, Traffic, Visit, longest_gap, percentile, report
 
 
 class Site:
@@ -25,7 +25,8 @@ class Site:
 
 
 def fine(method: str, path: str) -> Answer:
-    return Answer(201 if path == "/api/orders" else 200, {}, b"<html></html>")
+    body = b'{"state": "ready"}' if path.startswith("/reports/") else b"<html></html>"
+    return Answer(201 if path == "/api/orders" else 200, {}, body)
 
 
 def load(tmp_path: Path, answer, seconds: float, rate: float = 50.0) -> tuple[Traffic, Site]:
@@ -36,8 +37,8 @@ def load(tmp_path: Path, answer, seconds: float, rate: float = 50.0) -> tuple[Tr
     return made, site
 
 
-def counted(lost: int = 0, doubled: int = 0):
-    return lambda ledger: (lost, doubled)
+def counted(**counts: int):
+    return lambda ledger: Count(**counts)
 
 
 def test_every_acknowledged_order_is_in_the_ledger_and_no_other(tmp_path: Path) -> None:
@@ -56,6 +57,24 @@ def test_every_acknowledged_order_is_in_the_ledger_and_no_other(tmp_path: Path) 
     summed = report(made, counted(lost=2))
     assert (summed.orders, summed.lost, summed.kept) == (len(keys), 2, False)
     assert sum(summed.failures["order: status 503"].values()) == site_orders.count("refused")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({}, ""),
+        ({"lost": 1}, "1 acknowledged orders are lost"),
+        ({"doubled": 2}, "2 acknowledged orders are doubled"),
+        ({"unconfirmed": 3}, "3 acknowledged orders were never confirmed"),
+        ({"confirmed_twice": 4}, "4 acknowledged orders were confirmed twice"),
+    ],
+)
+def test_an_order_that_is_not_there_or_not_confirmed_exactly_once_breaks_the_promise(
+    tmp_path: Path, counts: dict[str, int], words: str
+) -> None:
+    made = Traffic(Site(fine), 10.0, tmp_path / "none", "")
+    summed = report(made, counted(**counts))
+    assert (summed.kept, summed.broken) == (not words, words)
 
 
 def test_visits_start_on_time_while_others_hang_and_their_waiting_counts(tmp_path: Path) -> None:

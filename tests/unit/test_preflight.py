@@ -271,3 +271,92 @@ def test_more_hosts_than_a_layer_uses_are_refused() -> None:
     assert preflight.single_problems({"cache": ["c1"], "web": ["a", "b"]}) == []
     [problem] = preflight.single_problems({"cache": ["c1", "c2"]})
     assert "c1, c2" in problem and "cache" in problem
+
+
+# Background work.
+
+FOUR = {**TWO, "cache": ["web1"], "worker": ["web1"]}
+
+
+@pytest.mark.parametrize(
+    ("queues", "consumed", "routed", "sentences"),
+    [
+        (["celery"], {"default on w": ["celery"]}, [], []),
+        (
+            ["celery", "slow"],
+            {"default on w": ["celery"]},
+            [],
+            ["Nobody consumes the queue slow, which site_queues has"],
+        ),
+        (
+            ["celery"],
+            {"default on w": ["celery", "slwo"]},
+            [],
+            ["The worker default on w consumes slwo, and site_queues"],
+        ),
+        (
+            ["celery"],
+            {"default on w": ["celery"]},
+            ["mail"],
+            ["Nobody consumes the queue mail, which site_settings send"],
+        ),
+        (["celery"], {}, [], ["Nobody consumes the queue celery"]),
+    ],
+)
+def test_every_queue_has_a_worker_and_every_worker_a_queue(
+    queues: list[str], consumed: dict[str, list[str]], routed: list[str], sentences: list[str]
+) -> None:
+    said = preflight.queue_problems(queues, consumed, routed)
+    assert [problem.startswith(sentence) for problem, sentence in zip(said, sentences, strict=True)] == [True] * len(
+        said
+    )
+
+
+def test_queues_of_the_settings_routes_are_found() -> None:
+    own = {"CELERY_TASK_DEFAULT_QUEUE": "a", "CELERY_TASK_ROUTES": {"x.*": {"queue": "b"}, "y": "c", "z": {}}}
+    assert preflight.routed_queues(own) == {"a", "b", "c"}
+    assert preflight.routed_queues({}) == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"celery_beat": True}, "db1, web1 would each send every periodic task."),
+        ({"site_beat_host": "cache9"}, "site_beat_host is 'cache9', which is no host of worker (db1, web1)"),
+        ({"site_broker_url": "redis://:secret@h/0"}, "site_broker_url does not begin with amqps:// or rediss://"),
+        (
+            {"site_broker_settings": {"maxmemory-policy": "allkeys-lru"}},
+            "site_broker_settings sets maxmemory-policy to all",
+        ),
+        ({"site_task_time_limit": 3600}, "A task of the worker default on db1 may run for 3600 s, and after 3600 s"),
+        (
+            {"site_workers": [{"name": "a", "time_limit": 4000}]},
+            "A task of the worker a on db1 may run for 4000 s, and after 3600 s",
+        ),
+        ({"site_workers": [{"name": "a", "queues": ["mail"]}]}, "The worker a on db1 consumes mail"),
+        ({"site_queues": {"celery": {}, "mail": {}}}, "Nobody consumes the queue mail"),
+        ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it"),
+        ({"site_database_password": "two\r"}, "site_database_password has a line break in it"),
+    ],
+)
+def test_background_work_that_cannot_go_well_is_refused(
+    make_inventory: Callable[..., Path], settings: dict[str, Any], sentence: str
+) -> None:
+    inventory = make_inventory({**FOUR, "worker": ["web1", "db1"]}, {**SITE, **settings}, hosts=hosts())
+    said = inventory_problems(inventory)
+    assert any(problem.startswith(sentence) for problem in said), said
+    assert "secret" not in " ".join(said)
+
+
+def test_background_work_as_the_kit_sets_it_up_is_accepted(make_inventory: Callable[..., Path]) -> None:
+    assert inventory_problems(make_inventory({**FOUR, "worker": ["web1", "db1"]}, hosts=hosts())) == []
+
+
+def test_workers_need_a_broker(make_inventory: Callable[..., Path]) -> None:
+    [problem] = inventory_problems(make_inventory({**TWO, "worker": ["web1"]}, hosts=hosts()))
+    assert problem.startswith("The group worker has hosts and tasks have no broker")
+
+
+def test_a_broker_of_ones_own_needs_no_cache_and_no_visibility_timeout(make_inventory: Callable[..., Path]) -> None:
+    settings = {**SITE, "site_broker_url": "amqps://shop:pass@rabbit.example.com/shop", "site_task_time_limit": 9000}
+    assert inventory_problems(make_inventory({**TWO, "worker": ["web1"]}, settings, hosts=hosts())) == []

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -21,9 +22,12 @@ SHAPES = {
     "a cache of its own": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"]},
     "behind an edge": {"edge": ["edge1"], "web": ["web1", "web2"], "database": ["db1"]},
     "one host behind an edge": {"edge": ["edge1"], "web": ["one"], "database": ["one"]},
+    "one host with everything": {"web": ["one"], "database": ["one"], "cache": ["one"], "worker": ["one"]},
+    "two workers": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"], "worker": ["web1", "worker1"]},
 }
 HOSTS = {
-    name: {"ansible_host": f"198.18.9.{n}"} for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "edge1"), start=1)
+    name: {"ansible_host": f"198.18.9.{n}"}
+    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1", "edge1"), start=1)
 }
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
@@ -55,8 +59,14 @@ def wired(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / f"group_vars/all/{name}.yml").read_text())
 
 
-def web_addresses(site: Environment) -> list[str]:
-    return [site.value(host, "host_address") for host in site.hosts if "web" in site.groups(host)]
+def app_addresses(site: Environment) -> list[str]:
+    """Of the hosts that run the site's code: first those of web, then those of worker."""
+    named = [host for group in ("web", "worker") for host in site.all_groups.get(group, [])]
+    return [site.value(host, "host_address") for host in dict.fromkeys(named)]
+
+
+def has_workers(site: Environment) -> bool:
+    return bool(site.all_groups.get("worker"))
 
 
 def edge_addresses(site: Environment) -> list[str]:
@@ -77,6 +87,7 @@ def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -
     for host in site.hosts:
         files = ["site", "hosts", "base", *({"web", "database", "cache", "edge"} & site.groups(host))]
         files += ["media"] if "web" in site.groups(host) else []
+        files += ["workers"] if "worker" in site.groups(host) else []
         for name in (name for file in files for name in wired(file)):
             value = site.value(host, name, django_built=BUILT)
             assert "{{" not in str(value) and "{%" not in str(value), (host, name, value)
@@ -88,15 +99,23 @@ def test_memory_shares_fill_what_the_system_leaves_and_no_more(site: Environment
         reserve, memory = site.value(host, "site_memory_reserve"), int(site.value(host, "host_memory_mb"))
         assert sum(shares.values()) == pytest.approx(1 - reserve)
         assert 0 < sum(parts.values()) <= (1 - reserve) * memory
-        services = {"web": {"gunicorn"}, "database": {"postgres"}, "cache": {"redis_cache"}, "edge": {"haproxy"}}
+        services = {
+            "web": {"gunicorn"},
+            "database": {"postgres"},
+            "cache": {"redis_cache"},
+            "worker": {"celery"},
+            "edge": {"haproxy"},
+        }
+        if has_workers(site):
+            services["cache"].add("redis_broker")
         assert set(parts) == set().union(*(services[group] for group in services if group in site.groups(host)))
 
 
-def test_postgres_admits_exactly_the_web_hosts_over_tls(site: Environment) -> None:
+def test_postgres_admits_exactly_the_hosts_that_run_the_code_over_tls(site: Environment) -> None:
     for host in site.hosts:
         if "database" in site.groups(host):
             rules = site.value(host, "postgres_access")
-            assert [rule["address"] for rule in rules] == [f"{address}/32" for address in web_addresses(site)]
+            assert [rule["address"] for rule in rules] == [f"{address}/32" for address in app_addresses(site)]
             assert {(rule["type"], rule["method"]) for rule in rules} == {("hostssl", "scram-sha-256")}
             assert {rule["database"] for rule in rules} == {site.value(host, "site_database_name")}
 
@@ -109,11 +128,12 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
         if "web" in site.groups(host) and edge_addresses(site):
             opened.append((8444, edge_addresses(site)))
         if "database" in site.groups(host):
-            opened.append((5432, web_addresses(site)))
+            opened.append((5432, app_addresses(site)))
         if "cache" in site.groups(host):
-            opened.append((6379, web_addresses(site)))
+            opened.append((6379, app_addresses(site)))
+            opened += [(6380, app_addresses(site))] if has_workers(site) else []
         if host == keeper(site):
-            opened.append((8443, web_addresses(site)))
+            opened.append((8443, app_addresses(site)))
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -143,7 +163,10 @@ def test_django_uses_the_cache_where_there_is_one_and_knows_of_none_elsewhere(si
         if "web" in site.groups(host):
             found, packages = site.value(host, "django_caches"), " ".join(site.value(host, "django_packages"))
             assert (
-                bool(found) == bool(caches) == ("redis" in packages) == bool(site.value(host, "django_session_engine"))
+                bool(found)
+                == bool(caches)
+                == ("redis[hiredis]" in packages)
+                == bool(site.value(host, "django_session_engine"))
             )
         if "web" in site.groups(host) and caches:
             address = site.value(caches[0], "host_address")
@@ -154,6 +177,48 @@ def test_django_uses_the_cache_where_there_is_one_and_knows_of_none_elsewhere(si
                 site.value(host, "django_cache_passwords")["default"]
                 == site.value(caches[0], "cache_users")[0]["password"]
             )
+
+
+def test_web_and_worker_hosts_send_to_the_broker_that_is_there_and_to_none_elsewhere(site: Environment) -> None:
+    for host in site.hosts:
+        if not {"web", "worker"} & site.groups(host):
+            continue
+        url, settings = site.value(host, "django_broker_url"), site.value(host, "django_default_settings")
+        packages = " ".join(site.value(host, "django_packages"))
+        assert bool(url) == bool(settings) == ("celery" in packages) == has_workers(site)
+        if has_workers(site):
+            broker = site.all_groups["cache"][0]
+            password = site.value(broker, "broker_users")[0]["password"]
+            address = site.value(broker, "host_address")
+            assert url.startswith(f"rediss://shop:{password}@{address}:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/")
+            options = settings["CELERY_BROKER_TRANSPORT_OPTIONS"]
+            assert options["visibility_timeout"] == site.value(host, "celery_visibility_timeout")
+
+
+def test_beat_runs_on_one_host_and_the_first_if_nobody_says(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two workers")
+    assert [site.value(host, "celery_beat") for host in ("web1", "worker1")] == [True, False]
+
+
+def test_beat_runs_where_a_person_says(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two workers", site_beat_host="worker1")
+    assert [site.value(host, "celery_beat") for host in ("web1", "worker1")] == [False, True]
+
+
+def test_a_broker_of_ones_own_is_used_and_none_is_made(make_inventory: Callable[..., Path]) -> None:
+    url = "amqps://shop:it's@rabbit.example.com/shop"
+    site = one(make_inventory, "two workers", site_broker_url=url)
+    assert site.value("web1", "django_broker_url") == site.value("worker1", "django_broker_url") == url
+    assert site.value("cache1", "broker_is_ours") is False
+    assert [rule["port"] for rule in site.value("cache1", "firewall_allow")] == [6379]
+    assert set(site.value("cache1", "memory_mb")) == {"redis_cache"}
+    assert "visibility_timeout" not in site.value("web1", "django_default_settings")["CELERY_BROKER_TRANSPORT_OPTIONS"]
+
+
+def test_any_password_of_the_broker_survives_the_address(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two workers", site_broker_password="a/b@c:d%e f?ü")
+    found = urlsplit(site.value("web1", "django_broker_url"))
+    assert (unquote(found.password), found.hostname, found.port) == ("a/b@c:d%e f?ü", "198.18.9.5", 6380)
 
 
 def test_one_host_alone_gives_all_its_memory_to_its_own_services(make_inventory: Callable[..., Path]) -> None:
@@ -329,7 +394,8 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
     specs = {path.parents[1].name: yaml.safe_load(path.read_text())["argument_specs"]
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
-    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge")}:
+    for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
+                 **wired("workers")}:  # fmt: skip
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -338,7 +404,8 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
-    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge")}
+    given = {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
+             **wired("workers")}  # fmt: skip
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name
@@ -375,12 +442,12 @@ def test_edge_sends_requests_to_every_web_host_over_verified_tls(make_inventory:
     assert site.value("edge1", "haproxy_backend_tls") is True
     for host in ("web1", "web2"):
         assert site.value(host, "nginx_proxy_port") == 8444
-        assert site.value(host, "nginx_trusted_proxies") == ["198.18.9.6"]
+        assert site.value(host, "nginx_trusted_proxies") == ["198.18.9.7"]
         leaf = next(leaf for leaf in site.value(host, "certificates_leaves") if leaf["name"] == "nginx")
         assert "shop.example.com" in leaf["names"]  # the name that the edge asks for
 
 
-@pytest.mark.parametrize(("settings", "ports"), [({}, {80, 443, 8444}), ({"site_web_direct": False}, {8444})])
+@pytest.mark.parametrize(("settings", "ports"), [({}, {80, 443, 8443, 8444}), ({"site_web_direct": False}, {8443, 8444})])
 def test_only_the_first_web_host_stays_open_beside_the_edge_and_only_until_told(
     make_inventory: Callable[..., Path], settings: dict[str, Any], ports: set[int]
 ) -> None:
@@ -399,7 +466,7 @@ def test_a_closed_web_host_asks_for_no_public_certificate(make_inventory: Callab
     assert [site.value(host, "nginx_tls") for host in ("web1", "web2")] == ["letsencrypt", "internal"]
     assert site.value("edge1", "haproxy_tls") == "letsencrypt"
     # The edge proves the names before they lead to it.
-    assert site.value("web1", "nginx_acme_forward") == "198.18.9.6"
+    assert site.value("web1", "nginx_acme_forward") == "198.18.9.7"
 
 
 def test_a_new_host_gets_the_revision_that_the_others_serve(make_inventory: Callable[..., Path]) -> None:

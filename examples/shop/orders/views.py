@@ -1,20 +1,16 @@
 import json
 import uuid
 
-from django.core.cache import cache
-from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from orders import report
 from orders.ledger import CannotSell, KeyTaken, place_order
-from orders.models import Order
-from orders.report import SALES_BY_DAY
+from orders.models import Confirmation, Order
 from orders.requests import BadOrder, checked_key, parse_order
-
-REPORT_SECONDS = 30
 
 
 def as_json(order: Order) -> dict[str, object]:
@@ -23,8 +19,13 @@ def as_json(order: Order) -> dict[str, object]:
         "key": order.key,
         "customer": order.customer,
         "created": order.created.isoformat(),
+        "confirmed": confirmed(order),
         "items": [{"sku": line.product.sku, "quantity": line.quantity} for line in lines],
     }
+
+
+def confirmed(order: Order) -> bool:
+    return Confirmation.objects.filter(order=order, made__isnull=False).exists()
 
 
 # No cookie gives this view any right, so there is nothing to forge.
@@ -80,13 +81,5 @@ def sales_report(request: HttpRequest) -> JsonResponse:
         days = min(max(int(request.GET.get("days", "30")), 1), 3660)
     except ValueError:
         return JsonResponse({"error": "days: send a number."}, status=400)
-    # It reads every order of the period and nobody needs it to the second.
-    rows = cache.get_or_set(f"sales-{days}", lambda: sales_by_day(days), REPORT_SECONDS)
-    return JsonResponse({"days": rows})
-
-
-def sales_by_day(days: int) -> list[dict[str, object]]:
-    with connection.cursor() as cursor:
-        cursor.execute(SALES_BY_DAY, {"days": days})
-        names = [column.name for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    state, rows = report.newest(days)
+    return JsonResponse({"state": state, "days": rows}, status=202 if rows is None else 200)

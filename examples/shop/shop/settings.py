@@ -66,4 +66,10 @@ STATIC_URL = "/static/"
 STATIC_ROOT = os.environ.get("STATIC_ROOT", str(BASE_DIR / "var" / "static"))
 MEDIA_URL = "/media/"
 MEDIA_ROOT = os.environ.get("MEDIA_ROOT", str(BASE_DIR / "var" / "media"))
+# Empty: no background work; confirmations and reports are made in the request.
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_BEAT_SCHEDULE = {
+    "send-again": {"task": "orders.tasks.send_again", "schedule": 10.0, "options": {"expires": 10}},
+}
 UPLOAD_MAX_BYTES = 5 * 1024 * 1024

@@ -1,5 +1,6 @@
 """Needs a PostgreSQL on which the user may create a database."""
 
+import datetime
 import json
 import shutil
 import tempfile
@@ -14,12 +15,15 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.utils import OperationalError
 from django.test import Client, TransactionTestCase, override_settings
+from django.utils import timezone
+from kombu.exceptions import OperationalError as BrokerError
 
 from catalogue.models import Product
-from orders.models import Order
+from orders import sending, tasks
+from orders.models import Confirmation, Order
 
 
-class Site(TransactionTestCase):
+class Shop(TransactionTestCase):
     def setUp(self) -> None:
         cache.clear()
         call_command("seed_shop", products=3, stock=10, stdout=StringIO())
@@ -31,6 +35,8 @@ class Site(TransactionTestCase):
     def stock(self) -> int:
         return Product.objects.get(sku="item-000001").stock
 
+
+class Site(Shop):
     def test_order_is_written_once_and_read_back(self) -> None:
         statuses = [self.order("key-00001").status_code for _ in range(2)]
         self.assertEqual((statuses, self.stock()), ([201, 200], 9))
@@ -106,3 +112,105 @@ class Site(TransactionTestCase):
         with patch("shop.health.connection.cursor", side_effect=OperationalError):
             self.assertEqual(self.client.get("/readyz").status_code, 503)
             self.assertEqual(self.client.get("/healthz").status_code, 200)
+
+
+class WithoutBroker(Shop):
+    def test_order_is_confirmed_in_the_request(self) -> None:
+        self.assertTrue(self.order("key-00001").json()["confirmed"])
+        self.assertEqual(Confirmation.objects.get().times, 1)
+
+    def test_nothing_is_sent(self) -> None:
+        with patch("orders.sending.app.send_task") as sent:
+            self.order("key-00001")
+            self.client.get("/reports/sales?days=7")
+        sent.assert_not_called()
+
+
+@override_settings(CELERY_BROKER_URL="memory://")
+class WithBroker(Shop):
+    def setUp(self) -> None:
+        super().setUp()
+        sending._silent_until = 0.0
+        patcher = patch("orders.sending.app.send_task")
+        self.sent = patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def age(self, seconds: float) -> None:
+        Confirmation.objects.update(sent=timezone.now() - datetime.timedelta(seconds=seconds))
+
+    def test_order_is_confirmed_by_the_task_once_however_often_it_runs(self) -> None:
+        self.assertFalse(self.order("key-00001").json()["confirmed"])
+        self.sent.assert_called_once_with("orders.tasks.confirm", ("key-00001",), retry=False)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(run_and_close, ["key-00001"] * 8))
+        self.assertTrue(self.client.get("/api/orders/key-00001").json()["confirmed"])
+        self.assertEqual(Confirmation.objects.get().times, 1)
+
+    def test_same_order_again_sends_nothing(self) -> None:
+        self.order("key-00001")
+        self.order("key-00001")
+        self.sent.assert_called_once()
+
+    def test_broker_that_is_away_fails_no_order_and_is_left_alone_for_a_while(self) -> None:
+        self.sent.side_effect = BrokerError("no route to host")
+        with self.assertLogs("orders.sending", "WARNING"):
+            self.assertEqual(self.order("key-00001").status_code, 201)
+        self.assertEqual(self.order("key-00002").status_code, 201)
+        self.sent.assert_called_once()
+
+    def test_what_was_not_taken_is_sent_again_when_it_is_overdue(self) -> None:
+        self.order("key-00001")
+        with patch.object(tasks.confirm, "delay") as again:
+            tasks.send_again()
+            again.assert_not_called()
+            self.age(61)
+            tasks.send_again()
+            again.assert_called_once_with("key-00001")
+            tasks.send_again()
+            again.assert_called_once()
+
+    def test_what_is_confirmed_is_not_sent_again(self) -> None:
+        self.order("key-00001")
+        tasks.confirm("key-00001")
+        self.age(61)
+        with patch.object(tasks.confirm, "delay") as again:
+            tasks.send_again()
+        again.assert_not_called()
+
+    def test_ledger_names_what_is_not_confirmed(self) -> None:
+        self.order("key-00001")
+        out = StringIO()
+        with patch("sys.stdin", StringIO("key-00001\n")), self.assertRaises(CommandError):
+            call_command("check_ledger", stdout=out)
+        self.assertIn("unconfirmed key-00001", out.getvalue())
+        Confirmation.objects.update(made=timezone.now(), times=2)
+        with patch("sys.stdin", StringIO("key-00001\n")):
+            call_command("check_ledger", report=True, stdout=out)
+        self.assertIn("0 unconfirmed, 1 confirmed twice", out.getvalue())
+
+    def test_report_is_made_by_a_task_that_one_visitor_asks_for(self) -> None:
+        self.order("key-00001")
+        self.sent.reset_mock()
+        first, second = (self.client.get("/reports/sales?days=7") for _ in range(2))
+        self.assertEqual([first.status_code, second.status_code], [202, 202])
+        self.assertEqual(first.json(), {"state": "being made", "days": None})
+        self.sent.assert_called_once_with("orders.tasks.make_report", (7,), retry=False)
+        tasks.make_report(7)
+        ready = self.client.get("/reports/sales?days=7").json()
+        self.assertEqual((ready["state"], len(ready["days"]), ready["days"][-1]["orders"]), ("ready", 7, 1))
+
+    def test_report_that_no_broker_took_is_asked_for_again(self) -> None:
+        self.sent.side_effect = BrokerError("no route to host")
+        with self.assertLogs("orders.sending", "WARNING"):
+            self.assertEqual(self.client.get("/reports/sales?days=7").status_code, 202)
+        sending._silent_until = 0.0
+        self.sent.side_effect = None
+        self.client.get("/reports/sales?days=7")
+        self.assertEqual(self.sent.call_count, 2)
+
+
+def run_and_close(key: str) -> None:
+    try:
+        tasks.confirm(key)
+    finally:
+        connection.close()

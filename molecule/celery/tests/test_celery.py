@@ -180,6 +180,7 @@ def test_tasks_over_the_limit_go_back_and_run_after_the_start(host, r1):
     assert 9 <= took < 30, f"8 s warm and 2 s soft took {took:.1f} s"
     assert times(host, "done", keys) == []
     assert redis(host, "llen slow") == "3"
+    assert prop(host, BOTH[1], "ActiveState") == "inactive", "it stopped as it was told to, and has not failed"
     host.run(f"systemctl start {BOTH[1]}")
     all_done(host, keys, 60)
     assert sorted(line[1] for line in times(host, "done", keys)) == sorted(keys)
@@ -225,6 +226,7 @@ def test_release_changes_while_tasks_are_sent(host, r1):
     ("variables", "sentence"),
     [
         ({"celery_release": "crash"}, "this release cannot be imported"),
+        ({"celery_release": "astray"}, "sends tasks to nowhere, and celery_queues has only celery, fast, slow"),
         ({"celery_release": "hasty"}, "after 12 s (visibility_timeout of the application's"),
         (
             {"celery_venv": "/srv/x/plain", "celery_flower": True, "celery_flower_password": "long-enough"},

@@ -9,7 +9,8 @@ short_description: Bring several systemd units into their states in one call
 description:
   - Asks systemd once for all units, then acts on those that differ, in the order given.
   - Reloads systemd's own configuration first when a unit file on disk is newer than what it has loaded.
-  - When a unit does not come up, the message carries the last lines of its journal.
+  - When a unit does not come up, the message carries the last lines of its journal. One that dies again and again, and
+    waits for its next try, counts as not running; it is started and watched for some seconds.
 options:
   units:
     description: The units and what they should be.
@@ -42,11 +43,14 @@ author: Stepladder
 
 import os
 import subprocess
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 
 PROPERTIES = "Id,Names,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,Result"
 UP = ("active", "reloading", "activating")
+# How long a unit that has been dying again and again is watched after its start.
+WATCH_SECONDS = 3.0
 # States of a unit file in which `systemctl enable` has nothing to do or cannot do anything.
 ENABLED = ("enabled", "enabled-runtime", "static", "indirect", "generated", "alias", "linked", "transient")
 STATES = ["started", "stopped", "restarted", "reloaded", "reloaded_if_running"]
@@ -94,13 +98,25 @@ def journal(unit):
     return done.stdout.decode("utf-8", "replace").strip()
 
 
-def act(unit, verb):
+def dies(now):
+    """Whether a unit has died and waits for its next try; systemd calls that activating."""
+    return now.get("SubState", "").startswith("auto-restart")
+
+
+def runs(now):
+    return now["ActiveState"] in UP and not dies(now)
+
+
+def act(unit, verb, watch=0.0):
+    """Do one thing to a unit; what comes up must stay so for some seconds. Raises Refused."""
     code, output = systemctl(verb, "--", unit)
     now = ask([unit])[unit]
-    # "activating (auto-restart)" is a unit that has just died and waits for its next try.
-    down = now["ActiveState"] not in UP or now.get("SubState") == "auto-restart"
-    failed = verb in ("start", "restart", "reload") and down and now.get("Result") != "success"
-    if code or failed:
+    comes_up = verb in ("start", "restart", "reload")
+    end = time.monotonic() + watch
+    while comes_up and runs(now) and time.monotonic() < end:
+        time.sleep(0.2)
+        now = ask([unit])[unit]
+    if code or (comes_up and not runs(now) and now.get("Result") != "success"):
         raise Refused(
             "%s did not %s: %s (%s). Its last lines:\n%s"
             % (unit, verb, now["ActiveState"], output or now.get("Result", ""), journal(unit))
@@ -117,11 +133,11 @@ def steps(wanted, now):
         verbs.append("enable")
     if wanted["enabled"] is False and now.get("UnitFileState") in ("enabled", "enabled-runtime", "linked"):
         verbs.append("disable")
-    up = now["ActiveState"] in UP
+    up = runs(now)
     state = wanted["state"]
     if state == "started" and not up:
         verbs.append("start")
-    elif state == "stopped" and up:
+    elif state == "stopped" and (up or dies(now)):
         verbs.append("stop")
     elif state == "restarted":
         verbs.append("restart" if up else "start")
@@ -156,7 +172,7 @@ def bring(units, daemon_reload, check):
             raise Refused("%s does not exist on this host. Install what brings it before this task." % name)
         for verb in steps(unit, now[name]):
             if not check:
-                act(name, verb)
+                act(name, verb, WATCH_SECONDS if dies(now[name]) else 0.0)
             done.append("%s %s" % (verb, name))
     return {"changed": any(step != "daemon-reload" for step in done), "steps": done}
 

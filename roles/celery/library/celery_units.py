@@ -17,9 +17,11 @@ options:
     type: str
     required: true
   state:
-    description: C(running) brings the units to the release; C(status) only tells what runs.
+    description:
+      - C(running) brings the units to the release; C(status) only tells what runs.
+      - C(queues) asks the broker, with the release that runs here, how much waits in each queue.
     type: str
-    choices: [running, status]
+    choices: [running, status, queues]
     default: running
   app:
     description: The application as Celery names it.
@@ -83,6 +85,12 @@ options:
     description: How long a worker may take to answer after its start.
     type: int
     default: 60
+  queues:
+    description:
+      - The site's queues, by name. A release that sends tasks to others is refused, unless there are none.
+      - With C(queues), those to tell of; what each holds may have C(max_wait), seconds over which it warns.
+    type: dict
+    default: {}
   files_changed:
     description: Whether what lies ready has changed, or would in check mode.
     type: bool
@@ -389,6 +397,13 @@ class Fleet:
                 "celery_flower is on, and Flower is not in %s. %s Install flower there, or switch it off."
                 % (self.wanted["venv"], after)
             )
+        astray = sorted(set(answer["sent_to"]) - set(self.wanted["queues"])) if self.wanted["queues"] else []
+        if astray:
+            raise Refused(
+                "release %s sends tasks to %s, and celery_queues has only %s, so nobody may consume them. %s Add the queue "
+                "to celery_queues and to a worker, or correct the application's routes."
+                % (release, ", ".join(astray), ", ".join(sorted(self.wanted["queues"])), after)
+            )
         visibility = answer["visibility"] or VISIBILITY_SECONDS.get(answer["transport"])
         longest = max(self.wanted["longest_seconds"], answer["longest_task"])
         if answer["transport"] in VISIBILITY_SECONDS and visibility <= longest:
@@ -463,7 +478,7 @@ class Fleet:
             time.sleep(0 if nodes else 2)
         for unit, now in show(self.restart).items():
             if now.get("ActiveState") != "active" and not (unit == site.beat and now.get("SubState") == "start"):
-                self.give_up(unit, "does not run (%s)" % now.get("Result"), began)
+                self.give_up(unit, "does not run (%s)" % now.get("SubState"), began)
 
     def give_up(self, unit, what, began):
         lines = run("journalctl", "--no-pager", "-n", "40", "-o", "cat", "--since", "@%d" % began, "-u", unit)[1]
@@ -514,6 +529,49 @@ def status(site):
     }
 
 
+def in_use(site):
+    """How the workers of this host run, by their units. Raises Refused when there are none."""
+    template = read(f"{site.units}/{site.template}") or ""
+    drop_ins = "".join(read(path) or "" for path in sorted(glob.glob(site.drop_in(site.worker("*")))))
+    start = re.search(r"(?m)^ExecStart=(\S+)/bin/python -m celery -A (\S+) worker", drop_ins)
+    if not start:
+        raise Refused("no worker of %s runs on this host, so nobody can be asked. Run the role first." % site.name)
+    lines = [line.split("=", 1) for line in template.splitlines() if "=" in line]
+    once = dict(lines)
+    return {
+        "venv": start[1], "app": start[2], "directory": once["WorkingDirectory"],
+        "user": once["User"], "group": once["Group"],
+        "environment_files": [value for key, value in lines if key == "EnvironmentFile"],
+    }  # fmt: skip
+
+
+def late(rows, limits):
+    """A sentence per queue in which a task has waited for too long, or that nobody consumes."""
+    words = []
+    for row in rows:
+        limit = (limits.get(row["queue"]) or {}).get("max_wait")
+        if limit is not None and row["oldest"] is not None and row["oldest"] > float(limit):
+            words.append(
+                "celery: the oldest task in the queue %s has waited for %.0f s, more than its max_wait of %s s. Give it "
+                "more workers, or see what holds them up." % (row["queue"], row["oldest"], limit)
+            )
+        if row["length"] and not row["consumers"]:
+            words.append(
+                "celery: nobody consumes the queue %s, in which tasks wait: %d." % (row["queue"], row["length"])
+            )
+    return words
+
+
+def queues(site, limits):
+    """What waits in each queue. Raises Refused when the broker does not say."""
+    found = in_use(site)
+    asker = Fleet(site, {"workers": [], "beat": False, "flower": False, "health": False, **found})
+    rows, wrong = asker.ask("queues", *sorted(limits), seconds=LOAD_SECONDS)
+    if rows is None:
+        raise Refused("the broker of %s could not be asked: %s" % (site.name, last_line(wrong)))
+    return rows
+
+
 def lock(site):
     """Hold the site's lock to the end of this process. Raises Refused when another run has it."""
     handle = open(f"/run/celery-{site.name}.lock", "w")  # noqa: SIM115 (it is held until the process ends)
@@ -530,7 +588,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["running", "status"], "default": "running"},
+            "state": {"type": "str", "choices": ["running", "status", "queues"], "default": "running"},
             "app": {"type": "str"},
             "release": {"type": "str"},
             "directory": {"type": "str"},
@@ -547,6 +605,7 @@ def main():
             "longest_seconds": {"type": "int", "default": 0},
             "stop_seconds": {"type": "int", "default": 180},
             "start_seconds": {"type": "int", "default": 60},
+            "queues": {"type": "dict", "default": {}},
             "files_changed": {"type": "bool", "default": False},
         },
         required_if=[("state", "running", ("app", "release", "directory", "venv", "user", "group"))],
@@ -555,6 +614,14 @@ def main():
     site = Site(module.params["name"])
     if module.params["state"] == "status":
         module.exit_json(changed=False, live=status(site))
+    if module.params["state"] == "queues":
+        try:
+            rows = queues(site, module.params["queues"])
+        except Refused as refusal:
+            module.fail_json(msg="celery: %s" % refusal)
+        for words in late(rows, module.params["queues"]):
+            module.warn(words)
+        module.exit_json(changed=False, queues=rows)
     fleet = Fleet(site, module.params)
     missing = fleet.missing()
     if module.check_mode:
