@@ -23,7 +23,7 @@ from ansible.release import __version__ as core_version
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
 SINGLE = ("cache",)  # groups of which the site uses one host
-GROUP_STAGES = {"cache": 2, "worker": 3}  # the stage that a group's layer comes with; those of stage 1 are always run
+GROUP_STAGES = {"cache": 2, "worker": 3, "edge": 4}  # the stage that a group's layer comes with; those of stage 1 are always run
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -129,6 +129,17 @@ def stage_problems(groups: Mapping[str, list[str]], stages: Mapping[str, int], s
     return [
         f"The inventory has hosts in {listed(higher)}, which stage {stage} does not run: the site would look for them in "
         f"vain. Run playbooks/stage{max(higher.values())}.yml."
+    ]
+
+
+def fleet_problems(groups: Mapping[str, list[str]], stage: int) -> list[str]:
+    """The sentence for several web hosts where no load balancer would send anyone to the others."""
+    web = groups.get("web") or []
+    if len(web) < 2 or groups.get("edge") or not stage:
+        return []
+    return [
+        f"The group web has {listed(web)}, and without a host in edge nothing shares the visitors among them. Add a host to "
+        "edge and run playbooks/stage4.yml, or leave one host in web."
     ]
 
 
@@ -345,10 +356,11 @@ class ActionModule(ActionBase):
             refuse([problem])
         groups, hostvars = task_vars["groups"], task_vars["hostvars"]
         needed = self._task.args.get("groups") or {}
-        problems = group_problems(groups, needed, self._task.args.get("kit_groups") or list(needed))
+        problems = group_problems(groups, needed, self._task.args.get("kit_groups") or sorted({*needed, *GROUP_STAGES}))
         problems += single_problems(groups)
         if stage := self._task.args.get("stage"):
             problems += stage_problems(groups, GROUP_STAGES, int(stage))
+            problems += fleet_problems(groups, int(stage))
         hosts = [host for host in groups.get("site") or [] if host != "localhost"]
         known = known_variables()
         own = set(self._value(hostvars, hosts[0], "site_own_variables")[0] or []) if hosts else set()

@@ -77,6 +77,13 @@ def test_number_that_another_process_has_now_does_not_keep_a_lock_alive() -> Non
 def test_refusal_says_who_why_since_when_and_what_to_do() -> None:
     found = {**ADA, "since": "2026-01-01T10:00:00Z", "why": "the cart"}
     said = action.refusal(found)
-    for part in ("ada", "laptop", "2026-01-01T10:00:00Z", "the deploy of v2", "the cart", "playbooks/lock.yml -e state=off"):
+    for part in (
+        "ada",
+        "laptop",
+        "2026-01-01T10:00:00Z",
+        "the deploy of v2",
+        "the cart",
+        "playbooks/lock.yml -e state=off",
+    ):
         assert part in said
     assert "When the reason is gone" in action.refusal({**found, "id": action.BY_HAND})

@@ -360,3 +360,11 @@ def test_workers_need_a_broker(make_inventory: Callable[..., Path]) -> None:
 def test_a_broker_of_ones_own_needs_no_cache_and_no_visibility_timeout(make_inventory: Callable[..., Path]) -> None:
     settings = {**SITE, "site_broker_url": "amqps://shop:pass@rabbit.example.com/shop", "site_task_time_limit": 9000}
     assert inventory_problems(make_inventory({**TWO, "worker": ["web1"]}, settings, hosts=hosts())) == []
+
+
+def test_several_web_hosts_need_an_edge() -> None:
+    assert preflight.fleet_problems({"web": ["a"]}, 1) == []
+    assert preflight.fleet_problems({"web": ["a", "b"], "edge": ["e"]}, 4) == []
+    assert preflight.fleet_problems({"web": ["a", "b"]}, 0) == []  # an operation, not a stage
+    [problem] = preflight.fleet_problems({"web": ["a", "b"]}, 3)
+    assert "a, b" in problem and "playbooks/stage4.yml" in problem

@@ -447,7 +447,9 @@ def test_edge_sends_requests_to_every_web_host_over_verified_tls(make_inventory:
         assert "shop.example.com" in leaf["names"]  # the name that the edge asks for
 
 
-@pytest.mark.parametrize(("settings", "ports"), [({}, {80, 443, 8443, 8444}), ({"site_web_direct": False}, {8443, 8444})])
+@pytest.mark.parametrize(
+    ("settings", "ports"), [({}, {80, 443, 8443, 8444}), ({"site_web_direct": False}, {8443, 8444})]
+)
 def test_only_the_first_web_host_stays_open_beside_the_edge_and_only_until_told(
     make_inventory: Callable[..., Path], settings: dict[str, Any], ports: set[int]
 ) -> None:

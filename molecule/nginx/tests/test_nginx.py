@@ -15,6 +15,7 @@ import testinfra
 SCENARIO = Path(__file__).resolve().parents[1]
 SHOP, BLOG = "shop.example.com", "blog.example.com"
 CA, PEBBLE_ROOT = "/etc/stepladder/tls/ca.pem", "/run/pebble-root.pem"
+PROXIES = 8444  # the port for load balancers
 HASHED = "/static/app.0123456789ab.css"
 # curl's own words for a connection that was closed without a word, a handshake that failed, and a stranger's signature.
 NO_HANDSHAKE, NOT_TRUSTED = 35, 60
@@ -47,7 +48,7 @@ class Answer:
 
 def ask(host, path="/", *options, name=SHOP, scheme="https", ca=CA, address="127.0.0.1"):
     """One request to the site of that name, with the certificate verified."""
-    resolve = [word for port in (80, 443) for word in ("--resolve", f"{name}:{port}:{address}")]
+    resolve = [word for port in (80, 443, PROXIES) for word in ("--resolve", f"{name}:{port}:{address}")]
     words = [
         "curl",
         "-sS",
@@ -277,6 +278,27 @@ def test_trusted_proxy_is_believed_about_client_scheme_and_id(host):
     assert chain.told["x-forwarded-for"] == "198.51.100.4"
 
 
+def test_load_balancers_have_a_port_with_the_same_site(host):
+    assert ask(host, f":{PROXIES}/x").told["host"] == SHOP
+    assert ask(host, f":{PROXIES}{HASHED}").status == 200
+    assert ask(host, f":{PROXIES}/x", ca="/etc/ssl/certs/ca-certificates.crt").code == NOT_TRUSTED
+    assert ask(host, f":{PROXIES}/", "-k", name="other.example.com").code == NO_HANDSHAKE
+    found = ask(host, f":{PROXIES}/x", "--interface", "127.0.0.2", "-H", "X-Forwarded-For: 192.0.2.7")
+    assert found.told["x-real-ip"] == "192.0.2.7"
+
+
+def test_load_balancers_questions_count_against_no_limit_and_a_strangers_do(host):
+    def asked(source):
+        time.sleep(2.5)
+        return host.run(
+            f"curl -sk -o /dev/null -w '%{{http_code}}\n' --interface {source} --resolve {BLOG}:443:127.0.0.1"
+            + f" https://{BLOG}/readyz" * 12
+        ).stdout.split()
+
+    assert set(asked("127.0.0.2")) == {"200"}
+    assert "429" in asked("127.0.0.4")
+
+
 def test_too_large_a_body_never_reaches_the_application(host):
     host.run("head -c 1048576 /dev/zero > /run/fits; head -c 1048577 /dev/zero > /run/large")
     assert json.loads(ask(host, "/upload-fits", "--data-binary", "@/run/fits").text)["length"] == 1048576
@@ -468,6 +490,36 @@ def test_reload_drops_no_request_under_way(host, shop_afterwards):
     assert soon(lambda: host.file("/run/held.status").content_string) == "200"
     assert processes(host)[0] == master, "reloaded, not restarted"
     assert soon(lambda: not set(processes(host)[1:]) & set(workers))
+
+
+def test_restart_is_announced_before_and_after(host, shop_afterwards):
+    host.run("rm -f /run/noted")
+    hook = str(SCENARIO / "files/note.yml")
+    apply("shop.yml", nginx_before_restart=hook, nginx_after_restart=hook, nginx_hsts_seconds=10)
+    assert not host.file("/run/noted").exists, "a reload needs no announcement"
+    host.run("sed -i s/^Restart=.*/Restart=no/ /etc/systemd/system/nginx.service.d/stepladder.conf")
+    old = processes(host)[0]
+    apply("shop.yml", nginx_before_restart=hook, nginx_after_restart=hook)
+    assert [int(pid) for pid in host.file("/run/noted").content_string.split()] == [int(old), int(processes(host)[0])]
+
+
+def test_watch_fails_when_too_many_answers_are_errors(host):
+    def watched(path):
+        host.run(
+            f"(setsid sh -c 'for n in $(seq 60); do curl -sk -o /dev/null --resolve {SHOP}:443:127.0.0.1"
+            f" https://{SHOP}{path}; sleep 0.2; done' > /dev/null 2>&1 &)"
+        )
+        try:
+            return play("watch.yml", nginx_watch_seconds=6)
+        finally:
+            host.run("pkill -f 'sh -c for n in'")
+
+    done = watched("/broken")
+    assert done["rc"] != 0
+    assert re.search(
+        r"\d+ of \d+ requests failed in the application within 6 seconds, for example GET /broken: 503", done["words"]
+    )
+    assert watched("/fine")["rc"] == 0
 
 
 def test_check_mode_tells_what_would_change_and_changes_nothing(host):
