@@ -1,4 +1,4 @@
-"""An application that answers with what it was given and notes each request; /slow and /held take their time."""
+"""An application that answers with what it was given and notes each request; /slow and /held take their time, /dies ends without an answer."""
 
 import http.server
 import json
@@ -17,6 +17,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with open(f"{FOLDER}/requests", "a") as notes:
             notes.write(f"{self.path}\n")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path == "/dies":
+            self.close_connection = True
+            return
         if self.path == "/slow":
             time.sleep(3)
         while self.path == "/held" and os.path.exists(f"{FOLDER}/hold"):

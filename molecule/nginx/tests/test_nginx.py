@@ -492,6 +492,18 @@ def test_reload_drops_no_request_under_way(host, shop_afterwards):
     assert soon(lambda: not set(processes(host)[1:]) & set(workers))
 
 
+def test_load_balancer_is_told_whether_the_application_was_reached(host):
+    """425 is sent on to another host, an order too; 502 is not: the application may have begun it."""
+    trusted = ["--interface", "127.0.0.2"]
+    host.run("mv /run/app/live.sock /run/app/away.sock")
+    try:
+        assert (ask(host, "/x", *trusted).status, ask(host, "/x").status) == (425, 502)
+        assert ask(host, "/x", *trusted, "-X", "POST", "-d", "an order").status == 425
+    finally:
+        host.run("mv /run/app/away.sock /run/app/live.sock")
+    assert ask(host, "/dies", *trusted).status == 502
+
+
 def test_restart_is_announced_before_and_after(host, shop_afterwards):
     host.run("rm -f /run/noted")
     hook = str(SCENARIO / "files/note.yml")
