@@ -23,6 +23,7 @@ DEFAULT_SECONDS = 30
 DEFAULT_RATE = 10.0
 SETTLE_SECONDS = 5  # of traffic before and after what is rehearsed
 REBOOT_SECONDS = 120
+IN_FLIGHT_SECONDS = 0.5  # how long the slowest ordinary request of the lab is under way
 # Until the tasks of a worker that died have run: the lab's visibility timeout, and the 100 s in which Celery looks for
 # such tasks once.
 CONFIRM_SECONDS = 180
@@ -35,6 +36,7 @@ PLAYS = (
     "Workers and beat",
     "Roll back",
     "Web server",
+    "Edge",
 )  # what is marked in a picture
 
 
@@ -179,25 +181,27 @@ def rehearse(lab: Lab, start: int, end: int, rate: float) -> int:
 
 @dataclass(frozen=True)
 class Drill:
-    """Something bad or ordinary that is done to the running site; `allowed` gives the sentence for a broken promise.
+    """Something bad or ordinary that is done to the running site.
 
-    It needs a host in `group`.
+    `allowed` gives the sentence for a broken promise, from what visitors saw and from how many web hosts there are. It
+    needs so many hosts in `group`.
     """
 
     what: str
     act: Callable[[Lab, Traffic], None]
-    allowed: Callable[[Report], str]
+    allowed: Callable[[Report, int], str]
     group: str = "web"
+    hosts: int = 1
 
 
-def nothing_failed(summed: Report) -> str:
+def nothing_failed(summed: Report, _web_hosts: int) -> str:
     return f"{summed.failed} visits failed, none may" if summed.failed else ""
 
 
-def at_most(seconds: float) -> Callable[[Report], str]:
+def at_most(seconds: float) -> Callable[[Report, int], str]:
     """Visits may fail while hosts are down, but the site answers again within so many seconds."""
 
-    def judge(summed: Report) -> str:
+    def judge(summed: Report, _web_hosts: int) -> str:
         gap = summed.longest_gap
         return f"nobody was served for {gap:g} s, at most {seconds:g} s are promised" if gap > seconds else ""
 
@@ -246,13 +250,68 @@ def bad_deploy(lab: Lab, made: Traffic) -> None:
 
 
 def kill_web(lab: Lab, made: Traffic) -> None:
-    """kill -9 of Gunicorn's master on the first web host."""
-    host, name = in_group(lab, "web")[0], commands.site_settings(lab)["site_name"]
+    """kill -9 of Gunicorn's master on the first web host; where there are others, of the whole host after it."""
+    web, name = in_group(lab, "web"), commands.site_settings(lab)["site_name"]
+    # Not the keeper of the uploads: those would fail for as long as it is away, which is another promise.
+    host = web[-1]
     made.mark(f"kill -9 Gunicorn on {host}")
     command_line = f"sudo systemctl kill --signal=KILL --kill-whom=main 'gunicorn-{name}@*.service'"
     if commands.ssh(lab, host, [command_line]):
         raise MachineError(f"Gunicorn on {host} could not be killed.")
     time.sleep(SETTLE_SECONDS)
+    if len(web) > 1:
+        kill_host(lab, made, host)
+
+
+def kill_host(lab: Lab, made: Traffic, host: str) -> None:
+    """A host loses power, and comes back after a while."""
+    client = commands.connect()
+    container = client.containers.get(f"{lab.name}-{host}")
+    made.mark(f"{host} loses power")
+    container.kill()
+    time.sleep(2 * SETTLE_SECONDS)
+    container.start()
+    lab.close_connections()
+    hosts.wait_until_up(client, lab, host, lab.load().addresses[host])
+    made.mark(f"{host} is up")
+    time.sleep(SETTLE_SECONDS)
+
+
+def killed_web(summed: Report, web_hosts: int) -> str:
+    """What a web server that dies may cost: alone some seconds, beside others the requests that it had begun."""
+    if web_hosts == 1:
+        return at_most(10)(summed, web_hosts)
+    most = max(2, round(summed.rate * IN_FLIGHT_SECONDS))
+    return f"{summed.failed} visits failed, more than the {most} that were under way" if summed.failed > most else ""
+
+
+def remove_web(lab: Lab, made: Traffic) -> None:
+    """The last web host leaves the inventory and comes back, each with one run of the stage."""
+    stage = lab.load().stage
+    leaver = in_group(lab, "web")[-1]
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+        smaller = without(lab, stage, leaver, Path(folder))
+        for source, what in ((smaller, "leaves"), (inventory.stage_file(lab.root, stage), "comes back")):
+            made.mark(f"{leaver} {what}")
+            log = lab.logs / f"drill-remove-web-{what.split()[0]}.log"
+            command = ansible.playbook_command(lab, source, [f"playbooks/stage{stage}.yml"])
+            with step(f"{leaver} {what}: stage {stage}") as update:
+                code, output = ansible.run_logged(command, log, update)
+            if code:
+                raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+            if what == "leaves":
+                kill_host(lab, made, leaver)  # as a person turns the machine off, when it is no longer needed
+
+
+def without(lab: Lab, stage: int, host: str, folder: Path) -> Path:
+    """A copy of a stage's inventory that does not name a host, at the same distance from the example shop."""
+    place = folder / "inventories/lab"
+    place.mkdir(parents=True)
+    (place / "group_vars").symlink_to(lab.root / "inventories/lab/group_vars")
+    (folder / "examples").symlink_to(lab.root / "examples")
+    lines = inventory.stage_file(lab.root, stage).read_text().splitlines(keepends=True)
+    (place / "smaller.yml").write_text("".join(line for line in lines if line.strip() != f"{host}:"))
+    return place / "smaller.yml"
 
 
 def kill_cache(lab: Lab, made: Traffic) -> None:
@@ -323,12 +382,13 @@ def kill_broker(lab: Lab, made: Traffic) -> None:
         time.sleep(seconds)
 
 
-def needed(lab: Lab, group: str) -> list[str]:
-    """The hosts of a group; raises MachineError when the lab's stage has none."""
+def needed(lab: Lab, group: str, number: int = 1) -> list[str]:
+    """The hosts of a group; raises MachineError when the lab's stage has fewer."""
     found = in_group(lab, group)
-    if not found:
+    if len(found) < number:
         raise MachineError(
-            f"The lab {lab.name} has no host in {group} at stage {lab.load().stage}. ./ladder up a higher one."
+            f"The lab {lab.name} has {len(found)} of {number} hosts in {group} that this needs at stage "
+            f"{lab.load().stage}. ./ladder up a higher one."
         )
     return found
 
@@ -361,7 +421,10 @@ def wait_for_success(made: Traffic) -> None:
 DRILLS = {
     "deploy": Drill("a deploy and a rollback; no visit fails", deploy, nothing_failed),
     "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
-    "kill-web": Drill("Gunicorn is killed; it serves again within 10 s", kill_web, at_most(10)),
+    "kill-web": Drill("Gunicorn is killed, and where there are others the whole host after it", kill_web, killed_web),
+    "remove-web": Drill(
+        "a web host leaves the inventory and comes back; no visit fails", remove_web, nothing_failed, "web", 2
+    ),
     "kill-cache": Drill("the cache is killed, stopped, and hangs; no visit fails", kill_cache, nothing_failed, "cache"),
     "kill-worker": Drill(
         "all of a worker's processes are killed in mid-task; no visit fails, no task is lost",
@@ -381,8 +444,12 @@ DRILLS = {
 
 def drill(lab: Lab, name: str, rate: float) -> int:
     """Run one drill, or all of them; gives 1 when a promise was broken."""
-    chosen = [one for one, item in DRILLS.items() if in_group(lab, item.group)] if name == "all" else [name]
-    needed(lab, DRILLS[chosen[0]].group)
+    chosen = (
+        [one for one, item in DRILLS.items() if len(in_group(lab, item.group)) >= item.hosts]
+        if name == "all"
+        else [name]
+    )
+    needed(lab, DRILLS[chosen[0]].group, DRILLS[chosen[0]].hosts)
     broken = []
     for one in chosen:
         console.print(f"\nDrill {one}: {DRILLS[one].what}")
@@ -390,7 +457,7 @@ def drill(lab: Lab, name: str, rate: float) -> int:
         with settled(made):
             DRILLS[one].act(lab, made)
         summed = show(lab, made, f"drill-{one}")
-        problem = DRILLS[one].allowed(summed)
+        problem = DRILLS[one].allowed(summed, len(in_group(lab, "web")))
         if not summed.kept:
             problem = summed.broken
         console.print(f"[red]broken[/red]  {one}: {problem}" if problem else f"[green]kept[/green]  {one}")
