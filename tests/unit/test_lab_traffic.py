@@ -137,7 +137,13 @@ def summary(failed: int = 0, gap: float = 0.1):
 
 
 def test_a_drill_without_failures_keeps_its_promise_and_one_with_breaks_it() -> None:
-    assert rehearsal.DRILLS["deploy"].allowed(summary()) == ""
-    assert "1 visits failed" in rehearsal.DRILLS["deploy"].allowed(summary(failed=1))
-    assert rehearsal.DRILLS["kill-web"].allowed(summary(failed=5, gap=9)) == ""
-    assert "at most 10 s" in rehearsal.DRILLS["kill-web"].allowed(summary(failed=5, gap=11))
+    assert rehearsal.DRILLS["deploy"].allowed(summary(), 1) == ""
+    assert "1 visits failed" in rehearsal.DRILLS["deploy"].allowed(summary(failed=1), 1)
+    assert rehearsal.DRILLS["kill-web"].allowed(summary(failed=5, gap=9), 1) == ""
+    assert "at most 10 s" in rehearsal.DRILLS["kill-web"].allowed(summary(failed=5, gap=11), 1)
+
+
+def test_a_web_host_among_others_may_cost_what_it_had_begun_and_no_more() -> None:
+    most = round(summary().rate * rehearsal.IN_FLIGHT_SECONDS)
+    assert rehearsal.DRILLS["kill-web"].allowed(summary(failed=most, gap=1), 2) == ""
+    assert "more than" in rehearsal.DRILLS["kill-web"].allowed(summary(failed=max(most, 2) + 1, gap=1), 2)
