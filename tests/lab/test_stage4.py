@@ -1,0 +1,255 @@
+"""Stage 4 on top of the running stage 3: many machines, and changes of them that no visitor notices."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import docker
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", re.M)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+WEB = ("web1", "web2")
+
+
+@pytest.fixture(scope="module")
+def grown(lab):
+    """The lab at stage 4, and what its visitors saw while it grew."""
+    lab.ladder("rehearse", "3", "4", seconds=1200)
+    return lab, json.loads((lab.folder / "reports/rehearse-3-4.json").read_text())
+
+
+def plain(done) -> str:
+    return COLOURS.sub("", done.stdout + done.stderr)
+
+
+def words(done) -> str:
+    return re.sub(r"\s+", " ", plain(done))
+
+
+def changes(done) -> dict[str, str]:
+    return {host: count for host, count in RECAP.findall(plain(done)) if count != "0"}
+
+
+def served_by(lab, requests: int = 12) -> Counter[str]:
+    """How many of some requests each web host's own log has."""
+    mark = uuid.uuid4().hex
+    for _ in range(requests):
+        assert lab.get(f"/?{mark}").status == 200
+    counts = {host: lab.ssh(host, f"sudo grep -c {mark} /var/log/nginx/shop-access.log || true") for host in WEB}
+    return Counter({host: int(done.stdout) for host, done in counts.items()})
+
+
+def serving(lab) -> dict[str, str]:
+    """The release that each web host's live socket belongs to."""
+    return {host: lab.ssh(host, "readlink /run/gunicorn-shop/live.sock").stdout.strip() for host in WEB}
+
+
+def shop(tmp_path: Path, wsgi: str = "", news: str = "news") -> str:
+    """The arguments that deploy a changed copy of the shop."""
+    copy = tmp_path / f"shop-{uuid.uuid4().hex[:6]}"
+    shutil.copytree(ROOT / "examples/shop", copy)
+    (copy / "NEWS").write_text(news)
+    with (copy / "shop/wsgi.py").open("a") as stream:
+        stream.write(wsgi)
+    return json.dumps({"site_source": {"path": str(copy)}})
+
+
+BROKEN_FRONT_PAGE = """
+_served = application
+
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/":
+        raise RuntimeError("the front page is broken")
+    return _served(environ, start_response)
+"""
+
+
+def test_growth_loses_nothing_and_fails_no_visit(grown):
+    _, report = grown
+    assert report["orders"] > 50
+    broken = {what: report[what] for what in ("failed", "lost", "doubled", "unconfirmed", "confirmed_twice")}
+    assert set(broken.values()) == {0}, report
+
+
+def test_second_run_changes_nothing(grown):
+    lab, _ = grown
+    for more in ((), ("--check", "--diff")):
+        done = lab.play("stage4.yml", *more)
+        assert "edge1" in done.stdout and changes(done) == {}, done.stdout[-4000:]
+
+
+def test_visitors_are_shared_among_the_web_hosts_and_tied_to_none(grown):
+    lab, report = grown
+    counts = served_by(lab)
+    assert sum(counts.values()) == 12 and min(counts.values()) >= 3, counts
+    # The traffic's visitors with a session uploaded pictures and found them, whichever host was asked.
+    assert not [kind for kind in report["failures"] if kind.startswith("upload")]
+    uploads = {host: lab.ssh(host, "sudo grep -c 'POST.*photo' /var/log/nginx/shop-access.log || true") for host in WEB}
+    assert all(int(done.stdout) > 0 for done in uploads.values())
+
+
+def test_upload_is_one_file_that_every_host_shows(grown):
+    lab, _ = grown
+    name = f"{uuid.uuid4().hex}.txt"
+    code = (
+        "from django.core.files.base import ContentFile; from django.core.files.storage import default_storage as s; "
+        f"print(s.save('{name}', ContentFile(b'the same')))"
+    )
+    lab.ssh("web2", f"sudo shop-manage shell --no-imports -c {json.dumps(code)} 2>/dev/null")
+    assert lab.ssh("web1", f"sudo cat /srv/shop/shared/media/{name}").stdout == "the same"
+    assert {lab.get(f"/media/{name}").text for _ in range(6)} == {"the same"}
+
+
+def test_clients_address_reaches_the_application_and_cannot_be_forged(grown):
+    lab, _ = grown
+    mark = uuid.uuid4().hex
+    assert lab.get(f"/?{mark}", headers={"X-Forwarded-For": "192.0.2.9", "X-Request-ID": "mine"}).status == 200
+    lines = "".join(lab.ssh(host, f"sudo grep {mark} /var/log/nginx/shop-access.log || true").stdout for host in WEB)
+    line = json.loads(lines)
+    gateway = lab.hosts["edge1"].rsplit(".", 1)[0] + ".1"
+    assert line["client"] == gateway and line["request_id"] != "mine"
+    edge = lab.ssh("edge1", f"sudo journalctl -u haproxy-edge -o cat --since -1min | grep {mark}").stdout
+    assert json.loads(edge)["request_id"] == line["request_id"]
+
+
+def test_web_hosts_are_closed_but_to_the_edge_once_the_names_lead_there(grown, visitors):
+    lab, _ = grown
+    assert lab.at("web1", "/healthz").status == 200, "the names may still lead to it"
+    with pytest.raises(OSError):
+        lab.at("web2", "/healthz")
+    with visitors:
+        lab.play("stage4.yml", "-e", '{"site_web_direct": false}')
+    visitors.were_all_served(more_than=50)
+    for host in WEB:
+        with pytest.raises(OSError):
+            lab.at(host, "/healthz")
+        probe = f"timeout 3 bash -c '</dev/tcp/{lab.hosts[host]}/8444' && echo open || echo closed"
+        assert [lab.ssh(other, probe).stdout.strip() for other in ("edge1", "db1")] == ["open", "closed"]
+
+
+def test_canary_with_errors_goes_back_and_the_others_never_had_it(grown, tmp_path, visitors):
+    lab, _ = grown
+    before = serving(lab)
+    # The front page is the visitors'; what fails is one of two hosts for the seconds in which it is watched.
+    with visitors:
+        done = lab.play("deploy.yml", "-e", shop(tmp_path, BROKEN_FRONT_PAGE), check=False)
+    assert done.returncode != 0
+    assert "requests failed in the application" in words(done)
+    assert "Now web1 serves" in words(done) and "web2 serves" in words(done)
+    assert serving(lab) == before
+    assert set(visitors.statuses) <= {200, 500} and Counter(visitors.statuses)[500] > 0
+
+
+def test_deploy_goes_on_after_one_that_failed_and_takes_all_hosts_along(grown, tmp_path, visitors):
+    lab, _ = grown
+    before = serving(lab)
+    with visitors:
+        done = lab.play("deploy.yml", "-e", shop(tmp_path))
+        assert "ended without letting go of the lock" in words(done), "that of the deploy that failed before"
+        after = serving(lab)
+        lab.play("rollback.yml")
+    visitors.were_all_served(more_than=100)
+    assert len({name.split("-")[0] for name in after.values()}) == 1
+    assert all(after[host] != before[host] for host in WEB)
+    assert serving(lab) == before
+
+
+def test_a_lock_stops_deploys_until_it_is_let_go(grown):
+    lab, _ = grown
+    lab.play("lock.yml", "-e", '{"state": "on", "why": "the sale"}')
+    try:
+        for playbook in ("deploy.yml", "rollback.yml", "stage4.yml"):
+            done = lab.play(playbook, check=False)
+            assert done.returncode != 0 and "the sale" in words(done) and "playbooks/lock.yml -e state=off" in words(done)
+    finally:
+        lab.play("lock.yml", "-e", "state=off")
+
+
+def test_drained_host_stays_out_until_it_is_readmitted(grown, visitors):
+    lab, _ = grown
+    with visitors:
+        lab.play("drain.yml", "-e", "host=web1", "-e", "state=on")
+        assert served_by(lab) == Counter({"web2": 12})
+        refused = lab.play("drain.yml", "-e", "host=web2", "-e", "state=on", check=False)
+        assert refused.returncode != 0 and "web2" in words(refused)
+        lab.ssh("web1", "sudo systemctl restart nginx")
+        lab.play("stage4.yml")
+        assert served_by(lab) == Counter({"web2": 12}), "a run of the kit readmits nobody"
+        lab.play("drain.yml", "-e", "host=web1", "-e", "state=off")
+    visitors.were_all_served(more_than=100)
+    assert min(served_by(lab).values()) >= 3
+
+
+def test_restart_that_a_stage_run_needs_is_done_behind_a_drain(grown, visitors):
+    lab, _ = grown
+    for host in WEB:
+        lab.ssh(host, "sudo sed -i s/^Restart=.*/Restart=no/ /etc/systemd/system/nginx.service.d/stepladder.conf")
+    masters = {host: lab.ssh(host, "cat /run/nginx.pid").stdout for host in WEB}
+    with visitors:
+        done = lab.play("stage4.yml")
+    visitors.were_all_served(more_than=50)
+    assert all(lab.ssh(host, "cat /run/nginx.pid").stdout != masters[host] for host in WEB)
+    for host in WEB:
+        assert f"Drain {host}" in plain(done) and f"Readmit {host}" in plain(done)
+
+
+def test_a_web_host_leaves_and_comes_back_and_nobody_notices(grown):
+    lab, _ = grown
+    lab.ladder("drill", "remove-web", seconds=1200)
+    assert min(served_by(lab).values()) >= 3
+
+
+def test_maintenance_page_is_the_sites_own_and_the_hosts_stay_in(grown):
+    lab, _ = grown
+    lab.play("maintenance.yml", "-e", '{"state": "on", "message": "Back at noon"}')
+    try:
+        answers = [lab.get("/") for _ in range(4)]
+        assert {answer.status for answer in answers} == {503}
+        assert all("Back at noon" in answer.text for answer in answers)
+        assert lab.get("/readyz").status == 200
+    finally:
+        lab.play("maintenance.yml", "-e", "state=off")
+    assert lab.get("/").status == 200
+
+
+def test_a_whole_web_host_dies_and_the_site_goes_on(grown):
+    lab, _ = grown
+    lab.ladder("drill", "kill-web", seconds=600)
+    assert min(served_by(lab).values()) >= 3
+
+
+def test_everything_returns_after_a_reboot(grown):
+    lab, _ = grown
+    client = docker.from_env()
+    for host in lab.hosts:
+        client.containers.get(f"{lab.name}-{host}").restart(timeout=30)
+    lab.wait_for("/readyz", seconds=120)
+    for host in lab.hosts:
+        assert lab.ssh(host, "systemctl --failed --no-legend --plain").stdout.strip() == ""
+    assert min(served_by(lab).values()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("playbook", "change", "sentence"),
+    [
+        ("stage3.yml", {}, "Run playbooks/stage4.yml"),
+        ("drain.yml", {"host": "db1", "state": "on"}, "Say -e host=<one of web1, web2>"),
+        ("lock.yml", {"state": "on"}, "No reason was given"),
+        ("stop-workers.yml", {"host": "worker1"}, "worker1 runs beat"),
+        ("stop-workers.yml", {"host": "web1"}, "Say -e host=<one of worker1, worker2>"),
+    ],
+)
+def test_what_cannot_go_well_is_refused_before_any_change(grown, playbook, change, sentence):
+    lab, _ = grown
+    done = lab.play(playbook, "-e", json.dumps(change), check=False)
+    assert done.returncode != 0
+    assert sentence in words(done), plain(done)[-3000:]
+    assert changes(done) == {}
