@@ -1,6 +1,6 @@
-"""./ladder bench: one host with all of stage 1, measured. A table to read, not a test: a busy machine is no failure.
+"""./ladder bench: one host with all of stage 1, or the fleet of stage 4, measured. A table to read, not a test.
 
-All load is made on the host itself against its loopback, and ends after a fixed time.
+A busy machine is no failure. All load is made on the lab's own hosts against themselves, and ends after a fixed time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import re
 import shlex
 import socket
 import ssl
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from lab.model import Lab, State
 from lab.report import console, duration, step, table
 
 HOST = "one"
+FLEET_STAGE = 4
+ADDED = "web2"
+WEB_PORT = 8444  # where the web hosts answer the edge
 LOAD_SECONDS = 8
 ROUNDS = 2
 PGBENCH_SCALE = 10
@@ -39,31 +44,102 @@ class Measured:
     against: str = ""
 
 
-def run(lab: Lab, debian: str) -> int:
+def run(lab: Lab, debian: str, stage: int) -> int:
     """Make a lab for the benchmark, measure, show the table, remove the lab."""
     own = Lab(f"{lab.name}-bench", lab.root)
     client = commands.connect()
     hosts.remove_lab(client, own.name)
     own.forget()
     measured: list[Measured] = []
+    measure, title = {1: (one_host, "Stage 1 on one host"), FLEET_STAGE: (fleet, "Stage 4 on a fleet")}[stage]
     try:
-        measured += from_nothing(client, own, debian, lab.logs)
-        measured += no_change(own, lab.logs)
-        container = hosts.find_hosts(client, own.name)[HOST]
-        measured += requests(container, commands.site_settings(own))
-        measured += transactions(container)
+        measure(client, own, debian, lab.logs, measured)
     finally:
         rows = [[item.what, item.value, item.against] for item in measured]
         if rows:
-            console.print(f"\nStage 1 on one host, Debian {debian}")
+            console.print(f"\n{title}, Debian {debian}")
             console.print(table(["what", "measured", "against"], rows))
         hosts.remove_lab(client, own.name)
         own.forget()
     return 0
 
 
+def one_host(client: docker.DockerClient, own: Lab, debian: str, logs: Path, measured: list[Measured]) -> None:
+    """All of stage 1 on one host; what was measured is added to `measured` as it comes."""
+    measured += from_nothing(client, own, debian, logs)
+    measured += no_change(own, logs)
+    container = hosts.find_hosts(client, own.name)[HOST]
+    measured += requests(container, commands.site_settings(own))
+    measured += transactions(container)
+
+
 def source(lab: Lab) -> Path:
     return lab.root / "inventories/lab/bench.yml"
+
+
+def fleet(client: docker.DockerClient, own: Lab, debian: str, logs: Path, measured: list[Measured]) -> None:
+    """Stage 4 on its lab inventory: a web host that is added, a run without changes, requests through the edge."""
+    whole = inventory.stage_file(own.root, FLEET_STAGE)
+    names = list(inventory.read_hosts(whole))
+    commands.prepare_roles(client, debian)
+    state = State(debian=debian)
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+        smaller = inventory.without(own.root, FLEET_STAGE, ADDED, Path(folder))
+        commands.make_hosts(client, own, state, [name for name in names if name != ADDED])
+        play_stage(own, smaller, FLEET_STAGE, logs / "bench-first.log")
+    started = time.monotonic()
+    commands.make_hosts(client, own, state, names)
+    play_stage(own, whole, FLEET_STAGE, logs / "bench-add.log")
+    measured.append(Measured("a web host more, from no machine to serving", duration(time.monotonic() - started)))
+    state.stage = FLEET_STAGE
+    own.save(state)
+    measured += no_change_of_fleet(own, whole, logs)
+    edge = next(host for host, groups in inventory.read_hosts(whole).items() if "edge" in groups)
+    web = [own.load().addresses[host] for host, groups in inventory.read_hosts(whole).items() if "web" in groups]
+    measured += requests_through_edge(hosts.find_hosts(client, own.name)[edge], web, commands.site_settings(own))
+
+
+def no_change_of_fleet(lab: Lab, whole: Path, logs: Path) -> list[Measured]:
+    """Seconds and remote calls per host of a run of the stage that has nothing to change."""
+    tally = lab.folder / "remote-calls"
+    started = time.monotonic()
+    output = play_stage(lab, whole, FLEET_STAGE, logs / "bench-no-change.log", counting(tally))
+    seconds = time.monotonic() - started
+    addresses = {address: host for host, address in lab.load().addresses.items()}
+    calls = Counter(addresses.get(line, line) for line in tally.read_text().splitlines())
+    changed = sum(counts["changed"] for counts in ansible.recap(output).values())
+    return [
+        Measured("no-change run: time", duration(seconds), f"{seconds / len(addresses):.1f} s for each of {len(addresses)} hosts"),
+        Measured("no-change run: remote calls", str(calls.total()), ", ".join(f"{host} {n}" for host, n in sorted(calls.items()))),
+        Measured("no-change run: changes", str(changed), "0"),
+    ]  # fmt: skip
+
+
+def requests_through_edge(edge: Container, web: list[str], settings: dict) -> list[Measured]:
+    """Requests a second for the health page through the edge, and from the edge's host straight to the web hosts."""
+    hostname, path = settings["site_hostnames"][0], settings.get("site_health_path", "/healthz")
+    load = f"wrk -t1 -d{LOAD_SECONDS}s"
+
+    def at(address: str, connections: int, port: int) -> str:
+        """wrk with a hosts file of its own, so that each of several has another address for the same name."""
+        inner = f"echo {address} {hostname} > /etc/hosts; {load} -c{connections} https://{hostname}:{port}{path}"
+        bind = "cp /etc/hosts /run/hosts.$$ && mount --bind /run/hosts.$$ /etc/hosts"
+        return f"unshare --mount sh -c {shlex.quote(f'{bind} && {inner}')}"
+
+    def direct() -> float:
+        each = [f"{at(address, 16 // len(web), WEB_PORT)} > /run/wrk.{n}" for n, address in enumerate(web)]
+        command = " & ".join(each) + " & wait; cat /run/wrk.*"
+        output = execute(edge, command)
+        return sum(wrk_rate(part) for part in re.split(r"(?m)^(?=Running )", output) if part.strip())
+
+    with step("Requests through the edge, and straight to the web hosts"):
+        execute(edge, "DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends wrk")
+        through, straight = take_turns(lambda: wrk_rate(execute(edge, at("127.0.0.1", 16, 443))), direct)
+    share = f"{through / straight:.2f} of straight to them (goal: 0.9)"
+    return [
+        Measured("requests/s through edge, nginx and Gunicorn", f"{through:.0f}", share),
+        Measured("requests/s straight to nginx and Gunicorn of the web hosts", f"{straight:.0f}"),
+    ]
 
 
 def from_nothing(client: docker.DockerClient, lab: Lab, debian: str, logs: Path) -> list[Measured]:
@@ -84,8 +160,13 @@ def from_nothing(client: docker.DockerClient, lab: Lab, debian: str, logs: Path)
 
 def play(lab: Lab, log: Path, more: dict[str, str] | None = None) -> str:
     """Run stage 1 on the bench's host; gives Ansible's output, raises MachineError when it fails."""
-    command = ansible.playbook_command(lab, source(lab), ["playbooks/stage1.yml"])
-    with step("Stage 1: ansible-playbook") as update:
+    return play_stage(lab, source(lab), 1, log, more)
+
+
+def play_stage(lab: Lab, hosts_file: Path, stage: int, log: Path, more: dict[str, str] | None = None) -> str:
+    """Run a stage on an inventory; gives Ansible's output, raises MachineError when it fails."""
+    command = ansible.playbook_command(lab, hosts_file, [f"playbooks/stage{stage}.yml"])
+    with step(f"Stage {stage}: ansible-playbook") as update:
         code, output = ansible.run_logged(command, log, update, more)
     if code != 0:
         raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
@@ -123,13 +204,8 @@ def ask(address: str, hostname: str, path: str, context: ssl.SSLContext) -> str:
 def no_change(lab: Lab, logs: Path) -> list[Measured]:
     """Remote calls and seconds of a run of stage 1 that has nothing to change."""
     tally = lab.folder / "remote-calls"
-    more = {
-        "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callbacks"),
-        "ANSIBLE_CALLBACKS_ENABLED": "remote_calls",
-        "LADDER_REMOTE_CALLS": str(tally),
-    }
     started = time.monotonic()
-    output = play(lab, logs / "bench-no-change.log", more)
+    output = play(lab, logs / "bench-no-change.log", counting(tally))
     seconds = time.monotonic() - started
     changed = sum(counts["changed"] for counts in ansible.recap(output).values())
     calls = len(tally.read_text().splitlines())
@@ -138,6 +214,15 @@ def no_change(lab: Lab, logs: Path) -> list[Measured]:
         Measured("no-change run: time", duration(seconds), "goal: 10 s"),
         Measured("no-change run: changes", str(changed), "0"),
     ]
+
+
+def counting(tally: Path) -> dict[str, str]:
+    """The environment in which Ansible notes each remote call in a file."""
+    return {
+        "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "remote_calls",
+        "LADDER_REMOTE_CALLS": str(tally),
+    }
 
 
 def execute(container: Container, command: str) -> str:

@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--debian", **debian)
 
     one = found.add_parser("bench", help="measure calls, times, requests and transactions a second")
+    one.add_argument(
+        "stage", nargs="?", type=int, choices=(1, 4), default=1, help="one host with stage 1, or 4, a fleet"
+    )
     one.add_argument("--debian", **debian)
     return top
 
@@ -119,7 +122,7 @@ def run(chosen: argparse.Namespace) -> int:
         case _:
             from lab import bench
 
-            return bench.run(lab, chosen.debian or commands.DEFAULT_DEBIAN)
+            return bench.run(lab, chosen.debian or commands.DEFAULT_DEBIAN, chosen.stage)
 
 
 if __name__ == "__main__":

@@ -75,3 +75,14 @@ def settings(folder: Path, control_folder: Path) -> dict[str, Any]:
         "site_artifacts_dir": str(folder / "artifacts"),
         "host_memory_mb": HOST_MEMORY_MB,
     }
+
+
+def without(root: Path, stage: int, host: str, folder: Path) -> Path:
+    """A copy of a stage's inventory that does not name a host, at the same distance from the example shop."""
+    place = folder / "inventories/lab"
+    place.mkdir(parents=True)
+    (place / "group_vars").symlink_to(root / "inventories/lab/group_vars")
+    (folder / "examples").symlink_to(root / "examples")
+    lines = stage_file(root, stage).read_text().splitlines(keepends=True)
+    (place / "smaller.yml").write_text("".join(line for line in lines if line.strip() != f"{host}:"))
+    return place / "smaller.yml"

@@ -290,7 +290,7 @@ def remove_web(lab: Lab, made: Traffic) -> None:
     stage = lab.load().stage
     leaver = in_group(lab, "web")[-1]
     with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
-        smaller = without(lab, stage, leaver, Path(folder))
+        smaller = inventory.without(lab.root, stage, leaver, Path(folder))
         for source, what in ((smaller, "leaves"), (inventory.stage_file(lab.root, stage), "comes back")):
             made.mark(f"{leaver} {what}")
             log = lab.logs / f"drill-remove-web-{what.split()[0]}.log"
@@ -301,17 +301,6 @@ def remove_web(lab: Lab, made: Traffic) -> None:
                 raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
             if what == "leaves":
                 kill_host(lab, made, leaver)  # as a person turns the machine off, when it is no longer needed
-
-
-def without(lab: Lab, stage: int, host: str, folder: Path) -> Path:
-    """A copy of a stage's inventory that does not name a host, at the same distance from the example shop."""
-    place = folder / "inventories/lab"
-    place.mkdir(parents=True)
-    (place / "group_vars").symlink_to(lab.root / "inventories/lab/group_vars")
-    (folder / "examples").symlink_to(lab.root / "examples")
-    lines = inventory.stage_file(lab.root, stage).read_text().splitlines(keepends=True)
-    (place / "smaller.yml").write_text("".join(line for line in lines if line.strip() != f"{host}:"))
-    return place / "smaller.yml"
 
 
 def kill_cache(lab: Lab, made: Traffic) -> None:
