@@ -143,6 +143,17 @@ def fleet_problems(groups: Mapping[str, list[str]], stage: int) -> list[str]:
     ]
 
 
+def edge_tls_problems(groups: Mapping[str, list[str]], tls: str) -> list[str]:
+    """The sentence for several edges that would each have to prove the site's names to a certificate authority."""
+    edges = groups.get("edge") or []
+    if len(edges) < 2 or tls != "letsencrypt":
+        return []
+    return [
+        f"site_tls is letsencrypt and the group edge has {listed(edges)}: only the one that the names lead to could prove "
+        "them. Set site_tls: files with a certificate of your own, or leave one host in edge."
+    ]
+
+
 def single_problems(groups: Mapping[str, list[str]]) -> list[str]:
     """One sentence per group that has more hosts than the site would use."""
     return [
@@ -404,6 +415,7 @@ class ActionModule(ActionBase):
         problems += [problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items()]
         if not problems and hosts:
             problems += self._tls_settings(hostvars, hosts[0])
+            problems += edge_tls_problems(groups, self._value(hostvars, hosts[0], "site_tls")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
         return problems
 

@@ -368,3 +368,11 @@ def test_several_web_hosts_need_an_edge() -> None:
     assert preflight.fleet_problems({"web": ["a", "b"]}, 0) == []  # an operation, not a stage
     [problem] = preflight.fleet_problems({"web": ["a", "b"]}, 3)
     assert "a, b" in problem and "playbooks/stage4.yml" in problem
+
+
+def test_two_edges_cannot_both_prove_the_names() -> None:
+    two = {"edge": ["e1", "e2"]}
+    assert preflight.edge_tls_problems({"edge": ["e1"]}, "letsencrypt") == []
+    assert preflight.edge_tls_problems(two, "files") == []
+    [problem] = preflight.edge_tls_problems(two, "letsencrypt")
+    assert "e1, e2" in problem and "site_tls: files" in problem
