@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,23 @@ SITE = {
     "site_administrators": [{"name": "ada", "keys": ["ssh-ed25519 AAAA ada@example.com"]}],
 }
 HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+def load_module(path: Path, name: str = "") -> ModuleType:
+    """A Python file as a module; under a name such as ansible.module_utils.x others can import it."""
+    spec = importlib.util.spec_from_file_location(name or path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    if name:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_shared_utilities() -> None:
+    """What _common lends to the roles' modules, where Ansible would put it."""
+    for path in (ROOT / "roles/_common/module_utils").glob("*.py"):
+        load_module(path, f"ansible.module_utils.{path.stem}")
 
 
 def run_playbook(playbook: Path | str, inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
