@@ -26,17 +26,30 @@ HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executa
 
 
 def load_plugin(path: str) -> ModuleType:
-    """A module or plugin of a role by its path in the kit, as Ansible would import it."""
+    """A module or plugin of a role by its path in the kit, with what the roles lend it where Ansible would put it."""
     import ansible.module_utils
 
     for utils in ROOT.glob("roles/*/module_utils"):
         if str(utils) not in ansible.module_utils.__path__:
             ansible.module_utils.__path__.append(str(utils))
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    return load_module(ROOT / path)
+
+
+def load_module(path: Path, name: str = "") -> ModuleType:
+    """A Python file as a module; under a name such as ansible.module_utils.x others can import it."""
+    spec = importlib.util.spec_from_file_location(name or path.stem, path)
     assert spec and spec.loader
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    module = importlib.util.module_from_spec(spec)
+    if name:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_shared_utilities() -> None:
+    """What _common lends to the roles' modules, where Ansible would put it."""
+    for path in (ROOT / "roles/_common/module_utils").glob("*.py"):
+        load_module(path, f"ansible.module_utils.{path.stem}")
 
 
 def run_playbook(playbook: Path | str, inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -60,6 +60,10 @@ class Role:
 
         return Templar(loader=self._loader, variables={**self._variables, **more})
 
+    def value(self, name: str) -> Any:
+        """One of the role's variables, as a task sees it."""
+        return self._templar({}).template(self._variables[name])
+
     def files(self) -> Iterator[File]:
         """Every file that a task of the role writes under this sample; an undefined variable is an error."""
         for path in sorted((self.path / "tasks").glob("*.yml")):

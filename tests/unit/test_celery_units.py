@@ -1,23 +1,16 @@
 """celery_units and the health check: what decides about restarts, without systemd."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-ROLE = Path(__file__).resolve().parents[2] / "roles/celery"
+from kit import ROOT, load_module, load_shared_utilities
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-units = load(ROLE / "library/celery_units.py")
-health = load(ROLE / "files/health.py")
-beat = load(ROLE / "files/beat.py")
+ROLE = ROOT / "roles/celery"
+load_shared_utilities()
+units = load_module(ROLE / "library/celery_units.py")
+health = load_module(ROLE / "files/health.py")
+beat = load_module(ROLE / "files/beat.py")
 
 
 @pytest.fixture

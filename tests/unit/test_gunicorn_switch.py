@@ -1,15 +1,14 @@
 """gunicorn_switch: what decides about an instance, without systemd."""
 
-import importlib.util
 import socket
 from pathlib import Path
 
 import pytest
 
-MODULE = Path(__file__).resolve().parents[2] / "roles/gunicorn/library/gunicorn_switch.py"
-spec = importlib.util.spec_from_file_location("gunicorn_switch", MODULE)
-switch = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(switch)
+from kit import ROOT, load_module, load_shared_utilities
+
+load_shared_utilities()
+switch = load_module(ROOT / "roles/gunicorn/library/gunicorn_switch.py")
 
 
 @pytest.fixture
@@ -52,8 +51,10 @@ def test_secrets_are_masked_in_log_lines(tmp_path):
     environment = tmp_path / "env"
     environment.write_text("SECRET_KEY='s3cr3t'\nDJANGO_SETTINGS_MODULE=shop.settings\nAPI_TOKEN=abcdef\n")
     lines = "s3cr3t abcdef shop.settings postgres://shop:hunter2@db/shop"
-    hidden = switch.secrets([str(environment), str(tmp_path / "gone")])
-    assert switch.masked(lines, hidden) == "******** ******** shop.settings postgres://shop:********@db/shop"
+    assert (
+        switch.masked(lines, [str(environment), str(tmp_path / "gone")])
+        == "******** ******** shop.settings postgres://shop:********@db/shop"
+    )
 
 
 def test_connections_that_wait_at_a_socket_are_counted(tmp_path):

@@ -187,6 +187,50 @@ def test_settings_overlay_holds_no_secret_and_keeps_the_values() -> None:
     assert ast.literal_eval(assigned["DEBUG"]) is False
 
 
+def test_a_default_setting_yields_to_the_projects_own_key_by_key() -> None:
+    [text] = [file.text for file in written("django", 1) if file.dest.endswith("stepladder_settings.py")]
+    called = "_unless_set"
+    chosen = [
+        node
+        for node in ast.parse(text).body
+        if getattr(node, "name", "") == called or called in ast.dump(getattr(node, "value", ast.Constant(0)))
+    ]
+    overlay = compile(ast.Module(chosen, []), "overlay", "exec")
+
+    def settings(**project: object) -> dict[str, object]:
+        found: dict[str, object] = {"_project": project}
+        exec(overlay, found)
+        return found
+
+    alone = settings()
+    assert alone["CELERY_TASK_ACKS_LATE"] is True
+    assert alone["CELERY_BROKER_TRANSPORT_OPTIONS"] == {"visibility_timeout": 3600}
+    own = settings(CELERY_TASK_ACKS_LATE=False, CELERY_BROKER_TRANSPORT_OPTIONS={"x": 1, "visibility_timeout": 9})
+    assert own["CELERY_TASK_ACKS_LATE"] is False
+    assert own["CELERY_BROKER_TRANSPORT_OPTIONS"] == {"x": 1, "visibility_timeout": 9}
+    assert settings(CELERY_BROKER_TRANSPORT_OPTIONS={"x": 1})["CELERY_BROKER_TRANSPORT_OPTIONS"] == {
+        "visibility_timeout": 3600,
+        "x": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("keep", "version", "kind", "kept"),
+    [
+        (True, "", "path", True),
+        (False, "", "path", False),
+        (False, "p123", "path", True),
+        (False, "p124", "path", False),
+        (False, "p123", "git", False),
+    ],
+)
+def test_what_is_live_is_not_fetched_again(keep: bool, version: str, kind: str, kept: bool) -> None:
+    [sample, _] = samples("django")
+    live = {"releases": {"p123-a": {"revision": "p123", "kind": kind}}, "live": "p123-a", "live_config": ""}
+    asked = {"django_keep_live_version": keep, "django_version": version, "_django_state": live}
+    assert Role(ROOT / "roles/django", {**sample, **asked}).value("_django_kept") is kept
+
+
 # The parsers themselves: what they must refuse.
 
 

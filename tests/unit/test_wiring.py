@@ -212,7 +212,9 @@ def test_a_broker_of_ones_own_is_used_and_none_is_made(make_inventory: Callable[
     assert site.value("cache1", "broker_is_ours") is False
     assert [rule["port"] for rule in site.value("cache1", "firewall_allow")] == [6379]
     assert set(site.value("cache1", "memory_mb")) == {"redis_cache"}
-    assert "visibility_timeout" not in site.value("web1", "django_default_settings")["CELERY_BROKER_TRANSPORT_OPTIONS"]
+    settings = site.value("web1", "django_default_settings")
+    assert "visibility_timeout" not in settings["CELERY_BROKER_TRANSPORT_OPTIONS"]
+    assert settings["CELERY_BROKER_USE_SSL"] == {"server_hostname": None}
 
 
 def test_any_password_of_the_broker_survives_the_address(make_inventory: Callable[..., Path]) -> None:

@@ -98,8 +98,6 @@ options:
 author: Stepladder
 """
 
-import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -108,10 +106,10 @@ import pwd
 import re
 import shutil
 import socket
-import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.stepladder_units import Refused, journal, lock, masked, read, run, show, systemctl, write
 
 UNITS = "/etc/systemd/system"
 MARK = "@GENERATION@"
@@ -121,55 +119,11 @@ OLDEST_CELERY = (5, 5)
 # What kombu assumes where the application sets no visibility timeout; other transports have none.
 VISIBILITY_SECONDS = {"redis": 3600, "sqs": 1800}
 LOAD_SECONDS = 60
-SECRET = re.compile(r"PASS|SECRET|KEY|TOKEN|DSN|CREDENTIAL|URL|AUTH", re.I)
-ADDRESS_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@]+@")
 
 
-class Refused(Exception):
-    """What stops the run; its text is the sentence for the operator."""
-
-
-def read(path):
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
-    except FileNotFoundError:
-        return None
-
-
-def write(path, text):
-    """Replace a file atomically and durably."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
-def run(*words, timeout=120):
-    """Run a command; returns (exit code, standard output, standard error)."""
-    try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return 124, "", "no answer within %s s" % timeout
-    return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace").strip()
-
-
-def systemctl(*words, timeout=120):
-    code, output, error = run("systemctl", "--no-ask-password", *words, timeout=timeout)
-    return code, (output + error).strip()
-
-
-def show(units):
+def states_of(units):
     """systemd's properties of units, by name."""
-    if not units:
-        return {}
-    output = systemctl("show", "-p", PROPERTIES, "--", *units)[1]
-    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.split("\n\n")]
-    return dict(zip(units, blocks, strict=True))
+    return show(units, PROPERTIES)
 
 
 def environ(pid):
@@ -180,20 +134,6 @@ def environ(pid):
     except OSError:
         return {}
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-
-
-def masked(text, paths):
-    """Text without the values of environment files whose names sound secret, and without passwords in addresses."""
-    hidden = set()
-    for path in paths:
-        for line in (read(path) or "").splitlines():
-            key, _, value = line.partition("=")
-            value = value.strip().strip("\"'")
-            if SECRET.search(key) and len(value) > 3:
-                hidden.add(value)
-    for value in sorted(hidden, key=len, reverse=True):
-        text = text.replace(value, "********")
-    return ADDRESS_PASSWORD.sub(r"\1********@", text)
 
 
 def last_line(text):
@@ -300,7 +240,7 @@ class Fleet:
             if unit not in self.others + self.watch and os.path.lexists(f"{site.units}/{unit}")
         }
         self.surplus = sorted(surplus)
-        self.now = show(wanted + self.watch)
+        self.now = states_of(wanted + self.watch)
         self.write = {path: text for path, text in self.files().items() if read(path) != text}
         self.enable = [unit for unit in wanted + self.watch if not site.enabled(unit)]
         self.restart = [unit for unit in wanted if not self.runs_as_wanted(unit)]
@@ -443,7 +383,7 @@ class Fleet:
         """Wait until systemd has done what it was told with every unit."""
         end = time.monotonic() + self.wanted["stop_seconds"] + 30
         while True:
-            states = show(units)
+            states = states_of(units)
             busy = [unit for unit, now in states.items() if now.get("Job", "") not in ("", "0")]
             if stopping:
                 busy += [u for u, now in states.items() if now.get("ActiveState") not in ("inactive", "failed", None)]
@@ -476,16 +416,16 @@ class Fleet:
             )
         else:
             time.sleep(0 if nodes else 2)
-        for unit, now in show(self.restart).items():
+        for unit, now in states_of(self.restart).items():
             if now.get("ActiveState") != "active" and not (unit == site.beat and now.get("SubState") == "start"):
                 self.give_up(unit, "does not run (%s)" % now.get("SubState"), began)
 
     def give_up(self, unit, what, began):
-        lines = run("journalctl", "--no-pager", "-n", "40", "-o", "cat", "--since", "@%d" % began, "-u", unit)[1]
+        lines = journal(unit, began, 40)
         raise Refused(
             "%s of release %s %s. It is tried again and again, and waiting tasks stay in their queues. "
             "Correct the release, or run the role with the release before. Its last lines:\n%s"
-            % (unit, self.wanted["release"], what, masked(lines.strip(), self.wanted["environment_files"]) or "(none)")
+            % (unit, self.wanted["release"], what, masked(lines, self.wanted["environment_files"]) or "(none)")
         )
 
     def difference(self):
@@ -496,7 +436,7 @@ class Fleet:
 
     def beat_waits(self):
         """A warning when another host's beat sends the ticks."""
-        status = show([self.site.beat])[self.site.beat].get("StatusText", "") if self.wanted["beat"] else ""
+        status = states_of([self.site.beat])[self.site.beat].get("StatusText", "") if self.wanted["beat"] else ""
         if status.startswith("waits: "):
             self.warnings.append(
                 "celery: beat of %s does nothing on this host, it %s. Set celery_beat on one host only, and run the "
@@ -507,7 +447,7 @@ class Fleet:
 def status(site):
     """What runs of a site on this host."""
     units = sorted(site.known_workers())
-    states = show([*units, site.beat, site.flower])
+    states = states_of([*units, site.beat, site.flower])
 
     def one(unit):
         now = states[unit]
@@ -572,18 +512,6 @@ def queues(site, limits):
     return rows
 
 
-def lock(site):
-    """Hold the site's lock to the end of this process. Raises Refused when another run has it."""
-    handle = open(f"/run/celery-{site.name}.lock", "w")  # noqa: SIM115 (it is held until the process ends)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise Refused("another run works at this site on this host. Nothing was changed. Run it again.")
-        raise
-    return handle
-
-
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -632,7 +560,9 @@ def main():
         module.fail_json(msg="celery: %s" % missing)
     difference = []
     try:
-        held = lock(site)
+        held = lock(f"/run/celery-{site.name}.lock")
+        if held is None:
+            raise Refused("another run works at this site on this host. Nothing was changed. Run it again.")
         fleet.look()
         difference = fleet.difference()
         changed = fleet.bring()

@@ -94,34 +94,30 @@ options:
 author: Stepladder
 """
 
-import errno
-import fcntl
 import glob
 import hashlib
 import http.client
 import json
 import os
 import pwd
-import re
 import shutil
 import socket
 import struct
-import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.stepladder_units import Refused, journal, lock, masked, read, show, systemctl, write
 
 UNITS = "/etc/systemd/system"
 # Two workers that fail at import, and the process that gives up on them, take sixty.
 JOURNAL_LINES = "100"
 # How long the old socket's queue must have been empty: a worker reads a connection it has just accepted within this.
 SETTLED_SECONDS = 0.5
-SECRET = re.compile(r"PASS|SECRET|KEY|TOKEN|DSN|CREDENTIAL|URL|AUTH", re.I)
-ADDRESS_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@]+@")
+PROPERTIES = "LoadState,ActiveState,SubState,Result,NRestarts,NeedDaemonReload,ExecMainStatus"
 
 
-class Refused(Exception):
-    """What stops the switch; its text is the sentence for the operator."""
+def state_of(unit):
+    return show([unit], PROPERTIES)[unit]
 
 
 class Unhealthy(Exception):
@@ -195,48 +191,6 @@ class Site:
         return found
 
 
-def read(path):
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
-    except FileNotFoundError:
-        return None
-
-
-def write(path, text, mode=0o644):
-    """Replace a file atomically and durably."""
-    temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.chmod(temporary, mode)
-    os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def systemctl(*words, timeout=120):
-    """Run systemctl; returns (exit code, output)."""
-    try:
-        done = subprocess.run(
-            ("systemctl", "--no-ask-password", *words),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return 1, "systemctl did not answer within %s s" % timeout
-    return done.returncode, done.stdout.decode("utf-8", "replace").strip()
-
-
-def show(unit):
-    words = "LoadState,ActiveState,SubState,Result,NRestarts,NeedDaemonReload,ExecMainStatus"
-    output = systemctl("show", "-p", words, "--", unit)[1]
-    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
-
-
 def fingerprint(parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -247,32 +201,6 @@ def file_hash(path):
             return hashlib.sha256(handle.read()).hexdigest()
     except OSError:
         return None
-
-
-def secrets(paths):
-    """The values in environment files that must not be repeated in a message."""
-    found = set()
-    for path in paths:
-        for line in (read(path) or "").splitlines():
-            key, _, value = line.partition("=")
-            value = value.strip().strip("\"'")
-            if SECRET.search(key) and len(value) > 3:
-                found.add(value)
-    return sorted(found, key=len, reverse=True)
-
-
-def masked(text, hidden):
-    for value in hidden:
-        text = text.replace(value, "********")
-    return ADDRESS_PASSWORD.sub(r"\1********@", text)
-
-
-def journal(unit, since):
-    done = subprocess.run(
-        ("journalctl", "--no-pager", "-n", JOURNAL_LINES, "-o", "cat", "--since", "@%d" % since, "-u", unit),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def queue_length(path):
@@ -368,7 +296,7 @@ class Switch:
 
     def outstanding(self):
         """What is not as it should be, as short words, and the state of the wanted unit."""
-        now = show(self.site.unit(self.instance))
+        now = state_of(self.site.unit(self.instance))
         found = []
         if any(read(path) != text for path, text in self.files().items()):
             found.append("write")
@@ -435,9 +363,9 @@ class Switch:
         health = self.wanted["health"]
         end = time.monotonic() + health["seconds"]
         last = "it did not open its socket"
-        restarts = show(self.site.unit(self.instance)).get("NRestarts")
+        restarts = state_of(self.site.unit(self.instance)).get("NRestarts")
         while True:
-            now = show(self.site.unit(self.instance))
+            now = state_of(self.site.unit(self.instance))
             dead = now.get("ActiveState") in ("failed", "inactive") or now.get("SubState") == "auto-restart"
             if dead or now.get("NRestarts") != restarts:
                 raise Unhealthy("it stopped by itself (%s)" % now.get("Result"))
@@ -476,7 +404,7 @@ class Switch:
 
     def give_up(self, reason, serving):
         unit = self.site.unit(self.instance)
-        lines = journal(unit, self.began)
+        lines = journal(unit, self.began, JOURNAL_LINES)
         if not serving:
             self.remove({self.instance})
         live = self.site.recorded()
@@ -486,11 +414,10 @@ class Switch:
             after = "Nothing was changed: %s keeps serving, and what was started has been removed." % live
         else:
             after = "It was removed again; nothing is live yet."
-        hidden = secrets(self.wanted["environment_files"])
         message = "gunicorn: %s did not go live: %s.\n%s\nIts last log lines:\n%s" % (
             self.instance, reason.rstrip(". \n"), after, lines or "(none)",
         )  # fmt: skip
-        raise Refused(masked(message, hidden))
+        raise Refused(masked(message, self.wanted["environment_files"]))
 
     def enable(self):
         if os.path.islink(self.site.wants(self.instance)):
@@ -525,7 +452,7 @@ class Switch:
     def stop(self, instance):
         unit = self.site.unit(instance)
         systemctl("stop", "--", unit, timeout=self.wanted["stop_seconds"])
-        if show(unit).get("ActiveState") not in ("inactive", "failed"):
+        if state_of(unit).get("ActiveState") not in ("inactive", "failed"):
             systemctl("kill", "--signal=SIGKILL", "--", unit)
             systemctl("stop", "--", unit)
 
@@ -564,7 +491,7 @@ class Switch:
 
 def status(site):
     live = site.recorded()
-    now = show(site.unit(live)) if live else {}
+    now = state_of(site.unit(live)) if live else {}
     return {
         "instance": live,
         "release": live.rpartition("-")[0],
@@ -574,20 +501,6 @@ def status(site):
         "active": now.get("ActiveState", "inactive"),
         "others": sorted(site.instances() - {live}),
     }
-
-
-def lock(site):
-    """Hold the site's lock to the end of this process. Raises Refused when another run has it."""
-    handle = open(f"{site.state}/lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise Refused(
-                "gunicorn: another run is switching this site on this host. Nothing was changed. Run it again."
-            )
-        raise
-    return handle
 
 
 def main():
@@ -640,7 +553,11 @@ def main():
     if missing:
         module.fail_json(msg="gunicorn: %s" % missing)
     try:
-        held = lock(site)
+        held = lock(f"{site.state}/lock")
+        if held is None:
+            raise Refused(
+                "gunicorn: another run is switching this site on this host. Nothing was changed. Run it again."
+            )
         changed = switch.run()
         held.close()
     except Refused as refusal:
