@@ -349,15 +349,14 @@ NOBODY_IGNORED = {"base_fail2ban_ignore": ["192.0.2.0/24"]}
 
 def test_guesser_is_banned_and_only_where_that_is_wanted(host: Any, restored: None) -> None:
     assert play(**NOBODY_IGNORED)["rc"] == 0
-    for guessed, key in (("nosuchuser", "ada"), ("ada", "bob")):
-        for _ in range(5):
-            ssh(guessed, "id", key=key)
-            # Else sshd would turn the guesser away by itself, before fail2ban has seen enough.
-            forgive(host)
-        assert soon(lambda: ssh("ada", "id").returncode != 0), guessed
-        assert CONTROLLER in host.check_output("fail2ban-client get sshd banned")
-        host.check_output("fail2ban-client unban --all")
-        assert ssh("ada", "id").returncode == 0
+    for _ in range(5):
+        ssh("nosuchuser", "id", key="ada")
+        # Else sshd would turn the guesser away by itself, before fail2ban has seen enough.
+        forgive(host)
+    assert soon(lambda: ssh("ada", "id").returncode != 0)
+    assert CONTROLLER in host.check_output("fail2ban-client get sshd banned")
+    host.check_output("fail2ban-client unban --all")
+    assert ssh("ada", "id").returncode == 0
     assert play(base_fail2ban=False)["rc"] == 0
     assert not host.service("fail2ban").is_running
 

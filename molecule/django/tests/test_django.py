@@ -422,6 +422,9 @@ def test_migration_that_fails_takes_those_before_it_with_it(host: Any, notes: No
     assert "likes" not in sql(
         host, "select string_agg(attname, ' ') from pg_attribute where attrelid = 'notes_note'::regclass"
     )
+    notes.migration("0004_wrong", "0003_likes", 'migrations.RunSQL("select pg_sleep(60)", migrations.RunSQL.noop)')
+    limits = {"django_migrate_statement_timeout": "200ms"}
+    notes.stays("a statement took longer than 200ms (django_migrate_statement_timeout)", **limits)
 
 
 def test_rollback_undoes_migrations_and_goes_on_where_it_was_interrupted(
