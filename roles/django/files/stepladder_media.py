@@ -206,7 +206,7 @@ class Storage(Base):
         path = self._prefix + quote(str(name).replace("\\", "/").lstrip("/"), safe="/")
         try:
             connection.request(method, path, body, {"Authorization": f"Bearer {self._token}", **headers})
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             # The keeper may have refused without reading it all; then its answer is there.
             if body is None:
                 raise
