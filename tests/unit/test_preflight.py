@@ -212,6 +212,11 @@ def test_tls_choice_without_what_it_needs_is_refused(
     ]
 
 
+def test_uploads_on_a_host_that_does_not_run_the_site_are_refused(make_inventory: Callable[..., Path]) -> None:
+    [said] = inventory_problems(make_inventory(TWO, {**SITE, "site_media_host": "db1"}, hosts=hosts()))
+    assert said.startswith("site_media_host is db1, and the group web has web1. Name one of them")
+
+
 def test_a_setting_that_cannot_be_read_is_named(make_inventory: Callable[..., Path]) -> None:
     said = inventory_problems(make_inventory(TWO, {**SITE, "site_name": "{{ nowhere }}"}, hosts=hosts()))
     assert said == ["site_name uses nowhere, which is not set on db1, web1. Set it, or correct site_name."]

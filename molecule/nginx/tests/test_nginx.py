@@ -231,6 +231,85 @@ def test_link_among_uploaded_files_leads_to_nothing_of_another_owner(host):
     assert ask(host, "/media/puss.png").status == 200
 
 
+SAME = ("cache-control", "x-content-type-options", "content-security-policy", "content-disposition", "content-type", "etag",
+        "last-modified", "accept-ranges", "content-length")  # fmt: skip
+
+
+def test_files_of_another_host_are_given_as_ones_own(host):
+    root = pebble_root(host)
+    for name in ("page.html", "cat.png", "drawing.svg"):
+        own, proxied = ask(host, f"/media/{name}"), ask(host, f"/files/{name}", name=BLOG, ca=root)
+        assert (proxied.status, proxied.text) == (200, own.text)
+        assert {key: proxied.headers.get(key) for key in SAME} == {key: own.headers.get(key) for key in SAME}
+        assert re.fullmatch("[0-9a-f]{32}", proxied.headers["x-request-id"]), "one, and its own"
+    etag = ask(host, "/files/cat.png", name=BLOG, ca=root).headers["etag"]
+    assert ask(host, "/files/cat.png", "-H", f"If-None-Match: {etag}", name=BLOG, ca=root).status == 304
+    assert ask(host, "/files/cat.png", "-r", "1-", name=BLOG, ca=root).text == "ng"
+    for path in ("/files/none.png", "/files/.git/config", "/files/../.env", "/files/%2e%2e/static/.secret"):
+        assert ask(host, path, name=BLOG, ca=root).status == 404, path
+    for method in ("POST", "PUT", "DELETE"):
+        assert ask(host, "/files/cat.png", "-X", method, name=BLOG, ca=root).status == 405
+    assert ask(host, "/media/cat.png", name=BLOG, ca=root).headers["content-type"] == "application/json", (
+        "the application's"
+    )
+
+
+def test_other_hosts_certificate_must_have_the_name_and_the_authority(host):
+    root = pebble_root(host)
+    proxy = {"url": "https://127.0.0.1:8443/media/", "name": SHOP, "ca": CA}
+    try:
+        for wrong in ({"name": BLOG}, {"ca": "/etc/ssl/certs/ca-certificates.crt"}):
+            apply("blog.yml", nginx_media_proxy={**proxy, **wrong})
+            assert ask(host, "/files/cat.png", name=BLOG, ca=root).status == 502, wrong
+    finally:
+        apply("blog.yml")
+    assert ask(host, "/files/cat.png", name=BLOG, ca=root).status == 200
+
+
+def knock(host, path, *options, port=8443):
+    """The answer of the private door."""
+    words = ["curl", "-sS", "--path-as-is", "-m", "10", "-o", "/run/body", "-w", "%{http_code}", "--cacert", CA]
+    words += ["--resolve", f"{SHOP}:{port}:127.0.0.1", *options, f"https://{SHOP}:{port}{path}"]
+    done = host.run(" ".join(["%s"] * len(words)), *words)
+    return Answer(done.rc, int(done.stdout or 0), text=host.run("cat /run/body").stdout)
+
+
+def test_private_door_lets_in_who_is_listed_and_nobody_else(host):
+    for address, status in (("127.0.0.1", 200), ("127.0.0.4", 200), ("127.0.0.2", 403), ("127.0.0.3", 403)):
+        assert knock(host, "/media/cat.png", "--interface", address).status == status, address
+        assert knock(host, "/.service/a", "--interface", address).status == status, address
+    forged = ("--interface", "127.0.0.2", "-H", "X-Forwarded-For: 127.0.0.1", "-H", "X-Real-IP: 127.0.0.1")
+    assert knock(host, "/media/cat.png", *forged).status == 403, "nor whom a trusted proxy vouches for"
+    assert knock(host, "/media/cat.png", "--cacert", "/etc/ssl/certs/ca-certificates.crt").code == NOT_TRUSTED
+
+
+def test_private_door_leads_to_its_locations_only(host):
+    for path in ("/", HASHED, "/healthz", "/admin/", "/media/.git/config", "/media/../static/.secret"):
+        assert knock(host, path).status == 404, path
+    assert json.loads(knock(host, "/.service/a/b%20c?d=e").text)["path"] == "/a/b%20c?d=e"
+    assert ask(host, "/.service/a").status == 404, "not at the front door"
+    host.run("head -c 2097152 /dev/zero > /run/fits; head -c 2097153 /dev/zero > /run/large")
+    assert json.loads(knock(host, "/.service/put", "--data-binary", "@/run/fits").text)["length"] == 2097152
+    assert knock(host, "/.service/put-large", "--data-binary", "@/run/large").status == 413
+    assert "/put-large" not in host.file("/run/app/requests").content_string
+
+
+def test_private_door_is_open_during_maintenance_and_has_no_limit_per_client(host, shop_afterwards):
+    apply("maintenance.yml", nginx_maintenance=True)
+    try:
+        assert ask(host, "/media/cat.png").status == 503
+        assert knock(host, "/media/cat.png").status == knock(host, "/.service/a").status == 200
+    finally:
+        apply("maintenance.yml", nginx_maintenance=False)
+    apply("shop.yml", nginx_connections_per_client=2)
+    url = f"https://{SHOP}:8443/.service/slow"
+    found = host.run(
+        f"curl -s --cacert {CA} --resolve {SHOP}:8443:127.0.0.1 --parallel --parallel-immediate -w '%{{http_code}}\n'"
+        + f" -o /dev/null {url}" * 5
+    ).stdout.split()
+    assert found == ["200"] * 5
+
+
 def test_request_id_reaches_application_client_and_log(host):
     answer = ask(host, "/with-id")
     given = answer.told["x-request-id"]
@@ -680,6 +759,11 @@ WRONG = {
     "nginx_static_url": ("static", "Both begin and end with a slash."),
     "nginx_media_directory": ("/srv/a b", "Both are absolute paths"),
     "nginx_health_path": ("/healthz?a=b", "Set it to a path without a query"),
+    "nginx_media_proxy": ({"url": "http://192.0.2.1/media/", "name": "192.0.2.1", "ca": "/ca.pem"}, "Set all of url"),
+    "nginx_private": (
+        {"port": 443, "from": [], "certificate": "/c.pem", "key": "/k.pem", "locations": [{"path": "/a"}]},
+        "Set port (none of 80, 443 and 8099)",
+    ),
 }
 
 
@@ -695,6 +779,14 @@ def test_settings_that_do_not_fit_to_each_other_are_refused(host):
     done = play("shop.yml", nginx_tls="files", nginx_tls_certificate="/none.pem", nginx_media_url="/static/")
     assert "is not a file on the controller" in done["words"]
     assert "are both /static/" in done["words"]
+    for location in (
+        {"path": "/x/"},
+        {"socket": "/s"},
+        {"path": "/media/", "socket": "/s"},
+        {"path": "/x", "socket": "/s"},
+    ):
+        private = {"port": 8443, "from": ["::1"], "certificate": "/c", "key": "/k", "locations": [location]}
+        assert "nginx_private.locations has" in play("shop.yml", nginx_private=private)["words"], location
     done = play("blog.yml", nginx_server_names=["*.example.com"])
     assert (done["rc"] != 0, done["changed"]) == (True, 0)
     assert "cannot prove" in done["words"]

@@ -27,7 +27,7 @@ from django.core.files.base import File
 from django.core.files.storage import Storage as Base
 from django.utils.encoding import filepath_to_uri
 
-PAUSES = (0.2, 0.5, 1.0)  # seconds before each further try: a restart of the keeper takes less than them all
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before each further try: a restart of the keeper takes less than them all
 GIVE_UP = 4.0  # seconds after which there is no further try
 KEPT = 30.0  # seconds that an unused connection is trusted; nginx keeps it for 65
 IN_MEMORY = 1 << 20
@@ -206,7 +206,7 @@ class Storage(Base):
         path = self._prefix + quote(str(name).replace("\\", "/").lstrip("/"), safe="/")
         try:
             connection.request(method, path, body, {"Authorization": f"Bearer {self._token}", **headers})
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             # The keeper may have refused without reading it all; then its answer is there.
             if body is None:
                 raise
