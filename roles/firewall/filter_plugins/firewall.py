@@ -62,17 +62,21 @@ def _entry_problem(entry: dict[str, Any]) -> str:
     unknown = sorted(str(key) for key in set(entry) - KEYS)
     if unknown:
         return f"the unknown key {', '.join(unknown)}; it knows port, proto, from and comment"
-    if "port" not in entry:
+    proto = entry.get("proto", "tcp")
+    if proto not in ("tcp", "udp", "vrrp"):
+        return f"the proto {proto}; it is tcp, udp or vrrp"
+    if proto == "vrrp" and ("port" in entry or "from" not in entry):
+        return "the proto vrrp, which has no port and needs from, the hosts that share an address with this one"
+    if proto != "vrrp" and "port" not in entry:
         return "no port; name the one to open"
-    if entry.get("proto", "tcp") not in ("tcp", "udp"):
-        return f"the proto {entry['proto']}; it is tcp or udp"
     comment = str(entry.get("comment", ""))
     if '"' in comment or "\\" in comment or not comment.isprintable() or len(comment.encode()) > COMMENT_BYTES:
         return f"a comment with a quote, a backslash, a line break or more than {COMMENT_BYTES} bytes, which nftables refuses"
     if not isinstance(entry.get("from", []), list):
         return f"from: {entry['from']}; it is a list, [{entry['from']}]"
     try:
-        _ports(entry["port"])
+        if proto != "vrrp":
+            _ports(entry["port"])
         _families(entry.get("from", []))
     except ValueError as error:
         return str(error)
@@ -114,7 +118,7 @@ def firewall_rules(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[st
         {
             "name": f"from_{number}" if number else "ssh_from",
             "proto": entry.get("proto", "tcp"),
-            "ports": _ports(entry["port"]),
+            "ports": _ports(entry["port"]) if "port" in entry else [],
             "everyone": "from" not in entry,
             "comment": str(entry.get("comment", "")),
             **_families(entry.get("from", [])),
