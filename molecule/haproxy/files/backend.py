@@ -1,6 +1,6 @@
 """backend.py NAME PORT: a small web server that says who it is and what it was given.
 
-/readyz answers 503 while /run/NAME.sick exists; any page takes as long as ?seconds= says; /ws speaks just enough
+/readyz answers 503 while /run/NAME.sick exists, every other page 425 while /run/NAME.early does; any page takes as long as ?seconds= says; /ws speaks just enough
 WebSocket. /run/orders has a line for each POST that a server has begun.
 """
 
@@ -28,11 +28,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if url.path == "/ws":
             return self.echo()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.command == "POST":
+        early = url.path != "/readyz" and os.path.exists(f"/run/{NAME}.early")
+        if self.command == "POST" and not early:
             with open("/run/orders", "a") as orders:
                 orders.write(f"{NAME} {self.path}\n")
         time.sleep(float(query.get("seconds", 0)))
-        status = 503 if url.path == "/readyz" and os.path.exists(f"/run/{NAME}.sick") else 200
+        status = 503 if url.path == "/readyz" and os.path.exists(f"/run/{NAME}.sick") else 425 if early else 200
         answer = json.dumps({
             "server": NAME, "path": self.path, "method": self.command, "length": len(body),
             "sha256": hashlib.sha256(body).hexdigest(),

@@ -167,7 +167,8 @@ def three_backends(host):
     """All backends up and in rotation before and after each test."""
     yield
     host.run(
-        "rm -f /run/*.sick /run/order.status /run/slow.status; systemctl start backend@one-8001 backend@two-8002 backend@three-8003"
+        "rm -f /run/*.sick /run/*.early /run/order.status /run/slow.status; "
+        "systemctl start backend@one-8001 backend@two-8002 backend@three-8003"
     )
     take(host, "ready", *sorted(BACKENDS))
     until(lambda: set(states(host).values()) == {"UP"})
@@ -319,6 +320,17 @@ def test_server_whose_health_page_fails_leaves_rotation_and_comes_back(host):
     back = until(lambda: status(host, "two") == "UP")
     assert gone < 5 and back < 5, (gone, back)
     assert "two" in {ask(host).json["server"] for _ in range(6)}
+
+
+def test_request_that_a_server_has_not_begun_goes_to_another_one_an_order_too(host):
+    """425 is how a web server says that its application was not reached."""
+    host.run("touch /run/one.early /run/two.early; rm -f /run/orders")
+    answers = [ask(host, f"/order?{number}", "-X", "POST", "-d", "one") for number in range(8)]
+    assert {(answer.status, answer.json["server"]) for answer in answers} == {(200, "three")}
+    assert len(orders(host)) == 8
+    assert {ask(host, "/").status for _ in range(8)} == {200}
+    host.run("touch /run/three.early")
+    assert (ask(host, "/").status, ask(host, "/", "-X", "POST", "-d", "one").status) == (503, 503)
 
 
 def test_killed_server_costs_no_request_that_may_be_sent_again(host):
