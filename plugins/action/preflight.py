@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import time
 from collections import defaultdict
@@ -23,7 +24,11 @@ from ansible.release import __version__ as core_version
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
 SINGLE = ("cache",)  # groups of which the site uses one host
-GROUP_STAGES = {"cache": 2, "worker": 3, "edge": 4}  # the stage that a group's layer comes with; those of stage 1 are always run
+GROUP_STAGES = {
+    "cache": 2,
+    "worker": 3,
+    "edge": 4,
+}  # the stage that a group's layer comes with; those of stage 1 are always run
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -152,6 +157,25 @@ def edge_tls_problems(groups: Mapping[str, list[str]], tls: str) -> list[str]:
         f"site_tls is letsencrypt and the group edge has {listed(edges)}: only the one that the names lead to could prove "
         "them. Set site_tls: files with a certificate of your own, or leave one host in edge."
     ]
+
+
+def virtual_address_problems(groups: Mapping[str, list[str]], address: str) -> list[str]:
+    """The sentence for a shared address that nobody could share, or that is none."""
+    if not address:
+        return []
+    edges = groups.get("edge") or []
+    try:
+        right = "/" in address and bool(ipaddress.ip_interface(address))
+    except ValueError:
+        right = False
+    if not right:
+        return [f"site_virtual_address is {address!r}. Write an address with the bits of its network: 192.0.2.9/24."]
+    if len(edges) < 2:
+        return [
+            f"site_virtual_address is {address} and the group edge has {listed(edges) or 'no host'}: an address is shared by two "
+            "edges or more. Add one, or leave the setting empty."
+        ]
+    return []
 
 
 def single_problems(groups: Mapping[str, list[str]]) -> list[str]:
@@ -416,6 +440,7 @@ class ActionModule(ActionBase):
         if not problems and hosts:
             problems += self._tls_settings(hostvars, hosts[0])
             problems += edge_tls_problems(groups, self._value(hostvars, hosts[0], "site_tls")[0])
+            problems += virtual_address_problems(groups, self._value(hostvars, hosts[0], "site_virtual_address")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
         return problems
 

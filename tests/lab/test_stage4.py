@@ -168,7 +168,9 @@ def test_a_lock_stops_deploys_until_it_is_let_go(grown):
     try:
         for playbook in ("deploy.yml", "rollback.yml", "stage4.yml"):
             done = lab.play(playbook, check=False)
-            assert done.returncode != 0 and "the sale" in words(done) and "playbooks/lock.yml -e state=off" in words(done)
+            assert (
+                done.returncode != 0 and "the sale" in words(done) and "playbooks/lock.yml -e state=off" in words(done)
+            )
     finally:
         lab.play("lock.yml", "-e", "state=off")
 

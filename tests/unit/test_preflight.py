@@ -381,3 +381,12 @@ def test_two_edges_cannot_both_prove_the_names() -> None:
     assert preflight.edge_tls_problems(two, "files") == []
     [problem] = preflight.edge_tls_problems(two, "letsencrypt")
     assert "e1, e2" in problem and "site_tls: files" in problem
+
+
+def test_shared_address_needs_edges_that_share_it() -> None:
+    two = {"edge": ["e1", "e2"]}
+    assert preflight.virtual_address_problems({}, "") == []
+    assert preflight.virtual_address_problems(two, "192.0.2.9/24") == []
+    assert "192.0.2.9/24" in preflight.virtual_address_problems(two, "192.0.2.9")[0]
+    assert "Write an address" in preflight.virtual_address_problems(two, "somewhere/24")[0]
+    assert "has e1" in preflight.virtual_address_problems({"edge": ["e1"]}, "192.0.2.9/24")[0]

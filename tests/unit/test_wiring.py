@@ -21,13 +21,14 @@ SHAPES = {
     "one host with a cache": {"web": ["one"], "database": ["one"], "cache": ["one"]},
     "a cache of its own": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"]},
     "behind an edge": {"edge": ["edge1"], "web": ["web1", "web2"], "database": ["db1"]},
+    "two edges": {"edge": ["edge1", "edge2"], "web": ["web1", "web2"], "database": ["db1"]},
     "one host behind an edge": {"edge": ["edge1"], "web": ["one"], "database": ["one"]},
     "one host with everything": {"web": ["one"], "database": ["one"], "cache": ["one"], "worker": ["one"]},
     "two workers": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"], "worker": ["web1", "worker1"]},
 }
 HOSTS = {
     name: {"ansible_host": f"198.18.9.{n}"}
-    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1", "edge1"), start=1)
+    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1", "edge1", "edge2"), start=1)
 }
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
@@ -475,3 +476,12 @@ def test_a_new_host_gets_the_revision_that_the_others_serve(make_inventory: Call
     assert site.value("web2", "django_version", **answered, deploy_new_version=True) == "v1"
     assert site.value("web2", "django_version", **answered, deploy_new_version=True, version="v3") == "v3"
     assert site.value("web2", "django_version") == "v1"
+
+
+def test_edges_that_share_an_address_hear_each_other_and_nobody_else(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two edges", site_virtual_address="198.18.9.99/24")
+    assert site.value("edge1", "keepalived_peers") == ["198.18.9.8"]
+    assert site.value("edge1", "keepalived_priority") > site.value("edge2", "keepalived_priority")
+    vrrp = [rule for rule in site.value("edge2", "firewall_allow") if rule.get("proto") == "vrrp"]
+    assert [rule["from"] for rule in vrrp] == [["198.18.9.7"]]
+    assert not [rule for rule in site.value("web1", "firewall_allow") if rule.get("proto") == "vrrp"]

@@ -1,7 +1,7 @@
 """backend.py NAME PORT: a small web server that says who it is and what it was given.
 
-/readyz answers 503 while /run/NAME.sick exists, every other page 425 while /run/NAME.early does; any page takes as long as ?seconds= says; /ws speaks just enough
-WebSocket. /run/orders has a line for each POST that a server has begun.
+/readyz answers 503 while /run/NAME.sick exists, every other page 425 while /run/NAME.early does; any page takes as long as
+?seconds= says; /ws speaks just enough WebSocket. /run/orders has a line for each POST that a server has begun.
 """
 
 import base64
