@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     one = found.add_parser("rehearse", help="grow the lab from one stage to another under traffic")
     one.add_argument("start", type=int, metavar="FROM")
     one.add_argument("end", type=int, metavar="TO")
+    one.add_argument("--back", action="store_true", help="and down again, as the stages' pages say")
     one.add_argument("--rate", **rate)
 
     drills = "; ".join(f"{name}: {item.what}" for name, item in rehearsal.DRILLS.items())
@@ -112,7 +113,7 @@ def run(chosen: argparse.Namespace) -> int:
         case "traffic":
             return rehearsal.traffic(lab, chosen.seconds, chosen.rate)
         case "rehearse":
-            return rehearsal.rehearse(lab, chosen.start, chosen.end, chosen.rate)
+            return rehearsal.rehearse(lab, chosen.start, chosen.end, chosen.rate, chosen.back)
         case "drill":
             return rehearsal.drill(lab, chosen.name, chosen.rate)
         case "test":

@@ -156,8 +156,11 @@ def settled(made: Traffic) -> Iterator[None]:
         time.sleep(SETTLE_SECONDS)
 
 
-def rehearse(lab: Lab, start: int, end: int, rate: float) -> int:
-    """Grow the lab from one stage to another while people use it; gives 1 when an order was lost or a climb failed."""
+def rehearse(lab: Lab, start: int, end: int, rate: float, back: bool) -> int:
+    """Grow the lab from one stage to another while people use it, and with `back` down again.
+
+    Gives 1 when an order or its confirmation was lost or doubled; raises MachineError when a climb failed.
+    """
     existing = inventory.stages(lab.root)
     for stage in (start, end):
         inventory.stage_file(lab.root, stage)
@@ -176,7 +179,48 @@ def rehearse(lab: Lab, start: int, end: int, rate: float) -> int:
             commands.up(lab, stage, None)
             made.door.address = front_door(lab).address
             made.mark(f"stage {stage} is there")
-    return 0 if show(lab, made, f"rehearse-{start}-{end}").kept else 1
+        for stage in range(end, start, -1) if back else ():
+            time.sleep(SETTLE_SECONDS)
+            made.mark(f"back to stage {stage - 1}")
+            go_back(lab, made, stage)
+            made.mark(f"stage {stage - 1} is there")
+    summed = show(lab, made, f"rehearse-{start}-{end}{'-back' if back else ''}")
+    console.print(
+        f"Expected: no failed visit. Measured: {summed.failed} failed, {summed.longest_gap:g} s at most without a success."
+    )
+    return 0 if summed.kept else 1
+
+
+def go_back(lab: Lab, made: Traffic, stage: int) -> None:
+    """From a stage to the one below, in the steps of the stage's page; the hosts that are left over are removed."""
+    lower = inventory.stage_file(lab.root, stage - 1)
+    before, after = stage_hosts(lab), inventory.read_hosts(lower)
+    name = commands.site_settings(lab)["site_name"]
+
+    def run(*words: str) -> None:
+        log = lab.logs / f"back-to-stage{stage - 1}.log"
+        code, output = play(lab, made, stage - 1, [f"playbooks/stage{stage - 1}.yml", *words], log)
+        if code:
+            raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+
+    if stage == 4:
+        made.door.address = lab.load().addresses[commands.front_door(after)]
+    if stage == 3:
+        run("--limit", "web,localhost")
+        manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=made.ledger.read_text())
+    for host in (host for host, groups in before.items() if "worker" in groups and host not in after):
+        units = f"celery-health-{name}.timer 'celery-{name}@*' celery-beat-{name}"
+        if commands.ssh(lab, host, [f"sudo systemctl stop {units}"]):
+            raise MachineError(f"The workers of {host} could not be stopped.")
+    run()
+    state = lab.load()
+    client = commands.connect()
+    for host in set(before) - set(after):
+        client.containers.get(f"{lab.name}-{host}").remove(force=True, v=True)
+        state.addresses.pop(host, None)
+    state.stage = stage - 1
+    lab.save(state)
+    lab.write_inventory(state.addresses)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""An application that answers with what it was given and notes each request; /slow and /held take their time, /dies ends without an answer."""
+"""An application that answers with what it was given and notes each request.
+
+/slow and /held take their time, /dies ends without an answer.
+"""
 
 import http.server
 import json
