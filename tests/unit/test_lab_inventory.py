@@ -98,3 +98,10 @@ def test_key_is_made_once_and_private(tmp_path: Path) -> None:
     assert public.startswith("ssh-ed25519 ")
     assert stat.S_IMODE(lab.key.stat().st_mode) == 0o600
     assert lab.need_key() == public
+
+
+def test_an_inventory_without_a_host_names_all_the_others(tmp_path: Path) -> None:
+    whole = inventory.read_hosts(inventory.stage_file(ROOT, 4))
+    smaller = inventory.read_hosts(inventory.without(ROOT, 4, "web2", tmp_path))
+    assert set(whole) - set(smaller) == {"web2"}
+    assert (tmp_path / "inventories/lab/group_vars/site.yml").is_file() and (tmp_path / "examples/shop").is_dir()
