@@ -14,6 +14,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 
 from kit import HERE, ROOT, SITE, Environment, run_playbook
+from lab.inventory import read_hosts, stage_file, stages
 
 PLAYBOOK = "playbooks/layers/preflight.yml"
 TWO = {"web": ["web1"], "database": ["db1"]}
@@ -360,3 +361,12 @@ def test_workers_need_a_broker(make_inventory: Callable[..., Path]) -> None:
 def test_a_broker_of_ones_own_needs_no_cache_and_no_visibility_timeout(make_inventory: Callable[..., Path]) -> None:
     settings = {**SITE, "site_broker_url": "amqps://shop:pass@rabbit.example.com/shop", "site_task_time_limit": 9000}
     assert inventory_problems(make_inventory({**TWO, "worker": ["web1"]}, settings, hosts=hosts())) == []
+
+
+def test_a_groups_stage_is_the_first_whose_lab_has_it() -> None:
+    first: dict[str, int] = {}
+    for number in stages(ROOT):
+        for groups in read_hosts(stage_file(ROOT, number)).values():
+            for group in groups:
+                first.setdefault(group, number)
+    assert {group: number for group, number in first.items() if number > 1} == preflight.GROUP_STAGES
