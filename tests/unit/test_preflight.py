@@ -14,6 +14,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 
 from kit import HERE, ROOT, SITE, Environment, run_playbook
+from lab.inventory import read_hosts, stage_file, stages
 
 PLAYBOOK = "playbooks/layers/preflight.yml"
 TWO = {"web": ["web1"], "database": ["db1"]}
@@ -390,3 +391,12 @@ def test_shared_address_needs_edges_that_share_it() -> None:
     assert "192.0.2.9/24" in preflight.virtual_address_problems(two, "192.0.2.9")[0]
     assert "Write an address" in preflight.virtual_address_problems(two, "somewhere/24")[0]
     assert "has e1" in preflight.virtual_address_problems({"edge": ["e1"]}, "192.0.2.9/24")[0]
+
+
+def test_a_groups_stage_is_the_first_whose_lab_has_it() -> None:
+    first: dict[str, int] = {}
+    for number in stages(ROOT):
+        for groups in read_hosts(stage_file(ROOT, number)).values():
+            for group in groups:
+                first.setdefault(group, number)
+    assert {group: number for group, number in first.items() if number > 1} == preflight.GROUP_STAGES
