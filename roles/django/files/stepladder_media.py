@@ -27,7 +27,7 @@ from django.core.files.base import File
 from django.core.files.storage import Storage as Base
 from django.utils.encoding import filepath_to_uri
 
-PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before each further try: a restart of the keeper takes less than them all
+PAUSE = 0.3  # seconds between tries: a restart of the keeper takes a second or two
 GIVE_UP = 4.0  # seconds after which there is no further try
 KEPT = 30.0  # seconds that an unused connection is trusted; nginx keeps it for 65
 IN_MEMORY = 1 << 20
@@ -178,9 +178,8 @@ class Storage(Base):
 
     def _ask(self, method, name, body=None, headers=None, into=None):
         """The keeper's answer, read to its end. OSError when there is none within seconds."""
-        started, reason = time.monotonic(), ""
-        for pause in (0.0, *PAUSES):
-            time.sleep(pause)
+        started = time.monotonic()
+        while True:
             try:
                 response = self._once(method, name, body, headers or {}, into)
             except ssl.SSLCertVerificationError as error:
@@ -196,8 +195,8 @@ class Storage(Base):
                     return response
                 reason = f"it answered {response.status} {response.reason}"
             if time.monotonic() - started > GIVE_UP:
-                break
-        raise self._failure(name, reason)
+                raise self._failure(name, reason)
+            time.sleep(PAUSE)
 
     def _once(self, method, name, body, headers, into):
         connection = self._connection()

@@ -240,7 +240,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send(self, body, kind, headers=None, status=200):
         self.head(status, kind, len(body), headers or {})
-        if self.command != "HEAD":
+        # Who has got an answer without a body may have closed the connection already.
+        if body and self.command != "HEAD":
             self.wfile.write(body)
 
     def head(self, status, kind, length, headers):
