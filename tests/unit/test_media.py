@@ -622,7 +622,8 @@ def test_storage_that_a_project_chose_stays_and_djangos_own_is_replaced(
     program = "import json, stepladder_settings as s; print(json.dumps(s.STORAGES))"
     paths = [str(tmp_path), *filter(None, sys.path)]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "SITE_SECRET_KEY": "k", "SITE_CACHE_PASSWORD_DEFAULT": "c",
-                   "SITE_DATABASE_PASSWORD_DEFAULT": "d", "SITE_STORAGE_DEFAULT_TOKEN": "t", "SITE_STORAGE_EXPORTS_TOKEN": "u"}  # fmt: skip
+                   "SITE_DATABASE_PASSWORD_DEFAULT": "d", "SITE_STORAGE_DEFAULT_TOKEN": "t", "SITE_STORAGE_EXPORTS_TOKEN": "u",
+                   "SITE_BROKER_URL": "memory://"}  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
