@@ -88,6 +88,12 @@ def test_release_that_a_rollback_would_choose_stays(base: Path) -> None:
     assert site.choose_earlier(site.log_entries(base), "r2", set(os.listdir(base / "releases"))) == ("r1", [])
 
 
+def test_as_many_releases_stay_as_were_asked_for_the_live_one_among_them(base: Path) -> None:
+    for release in ("r1", "r2", "r3", "r4", "r5"):
+        go_live(base, release, keep=3)
+    assert sorted(os.listdir(base / "releases")) == ["r3", "r4", "r5"]
+
+
 def test_protected_release_stays_and_the_others_go(base: Path) -> None:
     for release in ("r1", "r2", "r3", "r4"):
         go_live(base, release, keep=1, protected=["r1"])
