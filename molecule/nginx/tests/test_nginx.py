@@ -370,8 +370,8 @@ def test_load_balancers_questions_count_against_no_limit_and_a_strangers_do(host
     def asked(source):
         time.sleep(2.5)
         return host.run(
-            f"curl -sk -o /dev/null -w '%{{http_code}}\n' --interface {source} --resolve {BLOG}:443:127.0.0.1"
-            + f" https://{BLOG}/readyz" * 12
+            f"curl -sk -w '%{{http_code}}\n' --interface {source} --resolve {BLOG}:443:127.0.0.1"
+            + f" -o /dev/null https://{BLOG}/readyz" * 12
         ).stdout.split()
 
     assert set(asked("127.0.0.2")) == {"200"}
