@@ -76,7 +76,7 @@ class Lab:
 
     @property
     def ca(self) -> Path:
-        return next((ROOT / ".lab" / self.name).rglob("ca.pem"))
+        return self.folder / "secrets/ca/ca.pem"
 
     def get(
         self, path: str, *, data: dict | None = None, headers: dict[str, str] | None = None, name: str = SITE
