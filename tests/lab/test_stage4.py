@@ -112,12 +112,13 @@ def test_clients_address_reaches_the_application_and_cannot_be_forged(grown):
     lab, _ = grown
     mark = uuid.uuid4().hex
     assert lab.get(f"/?{mark}", headers={"X-Forwarded-For": "192.0.2.9", "X-Request-ID": "mine"}).status == 200
-    lines = "".join(lab.ssh(host, f"sudo grep {mark} /var/log/nginx/shop-access.log || true").stdout for host in WEB)
-    line = json.loads(lines)
+    logs = "".join(lab.ssh(host, f"sudo grep {mark} /var/log/nginx/shop-access.log || true").stdout for host in WEB)
+    line = json.loads(logs)
     gateway = lab.hosts["edge1"].rsplit(".", 1)[0] + ".1"
     assert line["client"] == gateway and line["request_id"] != "mine"
-    edge = lab.ssh("edge1", f"sudo journalctl -u haproxy-edge -o cat --since -1min | grep {mark}").stdout
-    assert json.loads(edge)["request_id"] == line["request_id"]
+    # The journal takes its time to have a line.
+    read = f"for i in $(seq 20); do sudo journalctl -u haproxy-edge -o cat --since -1min | grep {mark} && break; sleep 0.5; done"
+    assert json.loads(lab.ssh("edge1", read).stdout)["request_id"] == line["request_id"]
 
 
 def test_web_hosts_are_closed_but_to_the_edge_once_the_names_lead_there(grown, visitors):
@@ -194,11 +195,11 @@ def test_restart_that_a_stage_run_needs_is_done_behind_a_drain(grown, visitors):
     lab, _ = grown
     for host in WEB:
         lab.ssh(host, "sudo sed -i s/^Restart=.*/Restart=no/ /etc/systemd/system/nginx.service.d/stepladder.conf")
-    masters = {host: lab.ssh(host, "cat /run/nginx.pid").stdout for host in WEB}
+    masters = {host: lab.ssh(host, "sudo cat /run/nginx.pid").stdout for host in WEB}
     with visitors:
         done = lab.play("stage4.yml")
     visitors.were_all_served(more_than=50)
-    assert all(lab.ssh(host, "cat /run/nginx.pid").stdout != masters[host] for host in WEB)
+    assert all(lab.ssh(host, "sudo cat /run/nginx.pid").stdout != masters[host] for host in WEB)
     for host in WEB:
         assert f"Drain {host}" in plain(done) and f"Readmit {host}" in plain(done)
 

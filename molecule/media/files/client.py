@@ -53,10 +53,13 @@ def save(name: str, size: str = "10") -> dict:
 
 
 def race(start: str, name: str, count: str) -> dict:
-    """Store one name again and again, from a moment on that several processes share."""
+    """Store one name again and again, from a moment on that several processes share.
+
+    None asks whether the name is free, as though each had done so just before another one took it.
+    """
     time.sleep(max(0.0, float(start) - time.time()))
     content = f"of {os.getpid()} ".encode()
-    return {"pid": os.getpid(), "names": [default_storage.save(name, ContentFile(content)) for _ in range(int(count))]}
+    return {"pid": os.getpid(), "names": [default_storage._save(name, ContentFile(content)) for _ in range(int(count))]}
 
 
 def many(prefix: str, seconds: str) -> dict:

@@ -134,7 +134,7 @@ def test_two_hosts_that_store_one_name_at_once_get_two_files(host):
     for name, owner in names.items():
         assert host.file(f"{ROOT}/{name}").content_string == f"of {owner} "
     noted = host.run(f"journalctl -u media-shop --since @{int(start) - 1} -o cat").stdout
-    assert " 412 " in noted, "they did not meet even once"
+    assert noted.count(" 412 ") >= len(names) - 1, "all but the first found the name taken"
 
 
 def test_nothing_is_given_or_taken_without_the_token(host):
