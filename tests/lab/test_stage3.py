@@ -58,7 +58,8 @@ def worker(lab, verb: str) -> None:
 
 
 def queues(lab, **settings) -> str:
-    return COLOURS.sub("", lab.play("queues.yml", "-e", json.dumps(settings)).stdout)
+    done = lab.play("queues.yml", "-e", json.dumps(settings))
+    return COLOURS.sub("", done.stdout + done.stderr)  # warnings are on the other stream
 
 
 def row(said: str) -> list[str]:

@@ -92,8 +92,6 @@ def test_visitors_are_shared_among_the_web_hosts_and_tied_to_none(grown):
     assert sum(counts.values()) == 12 and min(counts.values()) >= 3, counts
     # The traffic's visitors with a session uploaded pictures and found them, whichever host was asked.
     assert not [kind for kind in report["failures"] if kind.startswith("upload")]
-    uploads = {host: lab.ssh(host, "sudo grep -c 'POST.*photo' /var/log/nginx/shop-access.log || true") for host in WEB}
-    assert all(int(done.stdout) > 0 for done in uploads.values())
 
 
 def test_upload_is_one_file_that_every_host_shows(grown):
