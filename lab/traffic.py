@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import re
 import secrets
 import socket
@@ -25,7 +26,7 @@ from pathlib import Path
 
 TIMEOUT_SECONDS = 10.0
 VISITORS_AT_ONCE = 200
-# One round of visits; the kinds that write are spread out.
+# What a round of visits is made of.
 ROUND = ("page", "order", "page", "read", "order", "page", "upload", "order", "read", "report")
 PRODUCTS = 200
 
@@ -121,6 +122,15 @@ def picture(content: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 
+def kind_of(number: int) -> str:
+    """What a visit is, by its number: each round in another order, the same in every run.
+
+    In a fixed order a load balancer that takes turns would send every upload to the same host.
+    """
+    turn, place = divmod(number, len(ROUND))
+    return random.Random(turn).sample(ROUND, len(ROUND))[place]
+
+
 class Traffic:
     """A running load: visits at a constant rate until `stop`, or for a number of seconds.
 
@@ -173,7 +183,7 @@ class Traffic:
             self.seconds = self.now
 
     def _visit(self, number: int) -> None:
-        kind = ROUND[number % len(ROUND)]
+        kind = kind_of(number)
         due = number / self.rate
         failure = ""
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import picture, rehearsal
+from lab import picture, rehearsal, traffic
 from lab.traffic import Answer, Count, Failed, Mark, Traffic, Visit, longest_gap, percentile, report
 
 
@@ -147,3 +147,13 @@ def test_a_web_host_among_others_may_cost_what_it_had_begun_and_no_more() -> Non
     most = round(summary().rate * rehearsal.IN_FLIGHT_SECONDS)
     assert rehearsal.DRILLS["kill-web"].allowed(summary(failed=most, gap=1), 2) == ""
     assert "more than" in rehearsal.DRILLS["kill-web"].allowed(summary(failed=max(most, 2) + 1, gap=1), 2)
+
+
+def test_no_kind_of_visit_falls_to_one_of_several_hosts_that_take_turns() -> None:
+    kinds = [traffic.kind_of(number) for number in range(200)]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        kind: 20 * traffic.ROUND.count(kind) for kind in traffic.ROUND
+    }
+    writes = [kind for kind in kinds if kind in ("order", "upload")]  # those have turns of their own at the edge
+    for hosts in (2, 3):
+        assert {place % hosts for place, kind in enumerate(writes) if kind == "upload"} == set(range(hosts))
