@@ -79,13 +79,20 @@ def pid(host: Any, instance: str) -> str:
 
 
 def wait(condition: Any, seconds: float = 30) -> float:
-    """Wait until a condition holds; gives the seconds it took."""
+    """Wait until a condition holds; gives the seconds it took.
+
+    A question that fails counts as "not yet": Sentinel cuts the connections of an instance whose role it changes.
+    """
     start = time.monotonic()
+    last = ""
     while time.monotonic() - start < seconds:
-        if condition():
-            return time.monotonic() - start
+        try:
+            if condition():
+                return time.monotonic() - start
+        except AssertionError as error:
+            last = f": {error}"
         time.sleep(0.3)
-    raise AssertionError(f"not within {seconds} s")
+    raise AssertionError(f"not within {seconds} s{last}")
 
 
 def answers(host: Any, instance: str) -> bool:
