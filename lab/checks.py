@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from lab import ansible, artifacts, commands, hosts, scenarios
@@ -12,6 +14,7 @@ from lab.model import Lab
 from lab.report import Results, console, results_table, step
 
 PARTS = ("lint", "unit", "roles", "lab")
+SIDE_BY_SIDE = 2  # as many as the cores of a small machine; a third makes all of them slower
 LINTERS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
@@ -24,24 +27,34 @@ NO_TESTS = 5  # pytest's exit code when its selection was empty
 def run(lab: Lab, part: str | None, name: str | None, debian: str) -> int:
     """Run the parts asked for (all without one), only what has `name` in its name; gives the exit code."""
     results = Results()
-    running: dict[str, Callable[[], None]] = {
-        "lint": lambda: lint(lab, name, results),
-        "unit": lambda: pytest(lab, "unit", name, results, {}),
-        "roles": lambda: roles(lab, name, debian, results),
-        "lab": lambda: whole_stage(lab, name, debian, results),
-    }
-    for chosen in [part] if part else PARTS:
-        started = time.monotonic()
-        try:
-            running[chosen]()
-        except MachineError as error:
-            console.print(str(error), markup=False, soft_wrap=True)
-            results.add(chosen, time.monotonic() - started, False, "could not run")
+    asked = [part] if part else list(PARTS)
+    if "lint" in asked:
+        lint(lab, name, results)
+    if "unit" in asked:
+        pytest(lab, "unit", name, results, {})
+    # The lab's tests mostly wait, and are the longest job: they start first and have a lane to themselves.
+    jobs: list[Callable[[], None]] = []
+    if "lab" in asked:
+        jobs.append(lambda: guarded("lab tests", lambda: whole_stage(lab, name, debian, results), results))
+    if "roles" in asked:
+        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results)), results)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        list(pool.map(lambda job: job(), jobs))
     if not results.items:
         results.add("selection", 0.0, False, f"nothing has {name} in its name")
     console.print(results_table(results))
     console.print(results.closing_line(), markup=False)
     return 1 if results.failed else 0
+
+
+def guarded(title: str, job: Callable[[], None], results: Results) -> None:
+    """Run a job; a machine that cannot run it is a failed step with its sentence, not a traceback."""
+    started = time.monotonic()
+    try:
+        job()
+    except MachineError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        results.add(title, time.monotonic() - started, False, "could not run")
 
 
 def lint(lab: Lab, name: str | None, results: Results) -> None:
@@ -85,11 +98,11 @@ def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict
     results.add(f"{folder} tests", time.monotonic() - started, code == 0, counted(output))
 
 
-def roles(lab: Lab, name: str | None, debian: str, results: Results) -> None:
-    """Run the scenarios; raises MachineError when there is no engine or no image to run them on."""
+def roles(lab: Lab, name: str | None, debian: str, results: Results) -> list[Callable[[], None]]:
+    """Make what the scenarios stand on and give one job for each; raises MachineError when there is no engine."""
     chosen = [scenario for scenario in scenarios.scenarios(lab.root) if name is None or name in scenario]
     if not chosen:
-        return
+        return []
     client = commands.connect()
     started = time.monotonic()
     with step("Image, network and caches for the roles' scenarios"):
@@ -100,7 +113,8 @@ def roles(lab: Lab, name: str | None, debian: str, results: Results) -> None:
         with step("Pebble, the ACME test server"):
             artifacts.build_pebble(client)
         results.add("Pebble", time.monotonic() - started, True)
-    scenarios.Runner(client, lab, debian, artifacts.ARTIFACTS).run_all(chosen, results)
+    runner = scenarios.Runner(client, lab, debian, artifacts.ARTIFACTS)
+    return [partial(runner.run, scenario, results) for scenario in chosen]
 
 
 def whole_stage(lab: Lab, name: str | None, debian: str, results: Results) -> None:

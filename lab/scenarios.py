@@ -1,4 +1,4 @@
-"""Molecule's scenarios, two at a time, and what their logs must show besides an exit code of zero."""
+"""Molecule's scenarios, and what their logs must show besides an exit code of zero."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from lab.machine import tail
 from lab.model import ROOT, Lab
 from lab.report import Results, console
 
-SIDE_BY_SIDE = 2
 SCENARIO_SECONDS = 1500
 BAR = re.compile(r"^\s*│ ?")
 PHASE = re.compile(r"^INFO\s+\S+ ➜ (?P<phase>[\w-]+): Executing$")
@@ -111,11 +109,6 @@ class Runner:
             "STEPLADDER_NETWORK": names.MOLECULE_NETWORK,
             "STEPLADDER_ARTIFACTS": str(self.artifacts),
         }
-
-    def run_all(self, chosen: list[str], results: Results) -> None:
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            for _ in pool.map(lambda scenario: self.run(scenario, results), chosen):
-                pass
 
     def run(self, scenario: str, results: Results) -> None:
         """Run one scenario and say what came of it; a failure shows the failing phase and the failed units."""
