@@ -34,7 +34,7 @@ LOCAL = {
 }  # fmt: skip
 # Debian's own psycopg, as an application would use it. `connect` takes what differs from verified TLS to the first pooler.
 CLIENT = f"""
-import json, sys, threading, time, psycopg
+import json, os, sys, threading, time, psycopg
 given = json.loads(sys.argv[1])
 words = dict(host="pool.test", port=6432, dbname="shop", user="shop", password=given.pop("shop"), sslmode="verify-full",
              sslrootcert="{TLS}/ca.pem", connect_timeout=10, autocommit=True, prepare_threshold=None)
@@ -43,14 +43,14 @@ def connect(**more):
     everything = {{**words, **more}}.items()
     return psycopg.connect(**{{name: value for name, value in everything if value is not None or name == "prepare_threshold"}})
 """
-# Transactions of many clients for some seconds; each writes one row. A client leaves after `turns` and comes back.
+# Transactions of many clients for some seconds, or until they are told; each writes one row. A client leaves after `turns` and comes back.
 LOAD = """
 clients, seconds, turns = 12, given_seconds, given_turns
 good, failed, slowest = [0] * clients, [], [0.0] * clients
 end = time.monotonic() + seconds
 def one(number):
     connection, done = None, 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and not os.path.exists("/tmp/enough"):
         start = time.monotonic()
         try:
             connection = connection or connect()
@@ -92,6 +92,14 @@ def said(machine: Any, script: str, **words: Any) -> str:
 def load(machine: Any, seconds: float, turns: int = 20, **words: Any) -> dict[str, Any]:
     script = LOAD.replace("given_seconds", str(seconds)).replace("given_turns", str(turns))
     return dict(json.loads(said(machine, script, **words)))
+
+
+def enough(machine: Any, working: Any) -> dict[str, Any]:
+    """End a load that runs beside the test; gives its result."""
+    machine.check_output("touch /tmp/enough")
+    result = working.result()
+    machine.check_output("rm /tmp/enough")
+    return dict(result)
 
 
 def sql(machine: Any, text: str, database: str = "shop") -> str:
@@ -204,6 +212,8 @@ def test_clients_get_in_with_odd_passwords(host: Any, words: dict[str, Any]) -> 
 
 NO_LINE = "no authentication method is found|no such database|login rejected"
 NO_CONSOLE = "bouncer config error|login rejected|not allowed|no such user|no password supplied"
+if not NEW:
+    NO_CONSOLE += "|timeout expired"  # PgBouncer 1.18 lets such a client wait for client_login_timeout
 
 
 def test_a_database_may_have_another_name_mode_and_query(host: Any) -> None:
@@ -365,7 +375,7 @@ print(len(ended), max(ended) < 5)
 def test_pause_holds_clients_and_resume_lets_them_go_on(host: Any, beside: Any) -> None:
     working = beside(load, host, 8, 0)
     assert control(host, "pause").rc == 0
-    assert "paused" in control(host, "status").stdout
+    assert ("paused" if NEW else "?") in control(host, "status").stdout
     assert sql(host, "select count(*) from pg_stat_activity where usename = 'shop' and state <> 'idle'") == "0"
     before = sql(host, "select count(*) from load")
     assert control(host, "pause").rc == 0, "a second pause does no harm"
@@ -385,24 +395,25 @@ def test_a_pause_that_takes_too_long_lets_everybody_go_on(host: Any, beside: Any
     assert "paused" not in control(host, "status").stdout
     done = control(host, "pause --seconds 0.5 --keep")
     assert done.rc != 0 and "is paused, but" in done.stderr, done.stderr
-    assert "paused" in control(host, "status").stdout
+    assert ("paused" if NEW else "?") in control(host, "status").stdout
     assert control(host, "resume").rc == 0
     assert long.result() == "whole" and working.result()["failed"] == []
 
 
 def test_reconnect_opens_server_connections_anew_without_a_failure(host: Any, beside: Any) -> None:
     working = beside(load, host, 4, 0)
-    before = set(sql(host, "select pid from pg_stat_activity where usename = 'shop'").split())
+    servers = "select pid from pg_stat_activity where usename = 'shop' and client_addr is not null"
+    before = set(sql(host, servers).split())
     assert control(host, "reconnect").rc == 0
     time.sleep(1)
-    assert before and not before & set(sql(host, "select pid from pg_stat_activity where usename = 'shop'").split())
+    assert before and not before & set(sql(host, servers).split())
     assert working.result()["failed"] == []
 
 
 def test_changed_settings_and_a_renewed_certificate_are_a_reload(host: Any, restored: list[str], beside: Any) -> None:
     restored.append("shop")
     running = pids(host)
-    working = beside(load, host, 25, 10)
+    working = beside(load, host, 120, 10)
     databases = [
         *GIVEN["instances"][0]["databases"][:1],
         {"name": "more", "host": "db.test", "dbname": "shop", "pool_size": 2},
@@ -416,7 +427,7 @@ def test_changed_settings_and_a_renewed_certificate_are_a_reload(host: Any, rest
     assert said(host, "print(connect(dbname='more').execute('select 1').fetchone()[0])") == "1"
     assert "renewed" in served(host)
     assert pids(host) == running
-    result = working.result()
+    result = enough(host, working)
     assert result["failed"] == [] and result["good"] > 100, result
     host.check_output(f"cd {TLS} && cp -p pool.test.pem pool.pem && cp -p pool.test.key pool.key")
     check = play("shop", check=True, databases=databases, settings={"query_wait_timeout": 33})
@@ -431,16 +442,16 @@ def test_a_restart_is_process_by_process_and_cuts_no_transaction(host: Any, rest
     )
     assert pids(host) == running
     count = int(sql(host, "select count(*) from load"))
-    longs = [beside(said, host, "c = connect(); c.execute('select pg_sleep(9)'); print('whole')") for _ in range(2)]
-    working = beside(load, host, 35, 10)
-    run = play("shop", settings={"listen_backlog": 200}, drain_seconds=12)
+    longs = [beside(said, host, "c = connect(); c.execute('select pg_sleep(6)'); print('whole')") for _ in range(2)]
+    working = beside(load, host, 120, 10)
+    run = play("shop", settings={"listen_backlog": 200}, drain_seconds=9)
     assert run["rc"] == 0 and run["done"] == [f"restarted process {n}" for n in range(1, PROCESSES + 1)], run["output"][
         -3000:
     ]
     assert not set(pids(host)) & set(running)
     assert "listen_backlog|200|" in console(host, "show config").stdout
     assert [long.result() for long in longs] == ["whole"] * 2
-    result = working.result()
+    result = enough(host, working)
     print(f"restart under load: {result}")
     assert int(sql(host, "select count(*) from load")) - count == result["good"] > 100
     if NEW:
@@ -449,7 +460,7 @@ def test_a_restart_is_process_by_process_and_cuts_no_transaction(host: Any, rest
 
 def test_a_restart_waits_for_a_long_transaction_and_does_not_cut_it(host: Any, beside: Any) -> None:
     running = pids(host)
-    longs = [beside(said, host, "c = connect(); c.execute('select pg_sleep(12)'); print('whole')") for _ in range(1)]
+    longs = [beside(said, host, "c = connect(); c.execute('select pg_sleep(8)'); print('whole')") for _ in range(1)]
     done = [control(host, f"restart --seconds 1 {number}") for number in range(1, PROCESSES + 1)]
     assert [d.rc for d in done].count(0) == PROCESSES - 1, [d.stderr for d in done]
     assert "still has a transaction" in " ".join(d.stderr for d in done)
@@ -479,7 +490,7 @@ def test_persistent_clients_are_sent_away_between_transactions_only(host: Any, b
 def test_processes_come_and_go(host: Any, restored: list[str], beside: Any) -> None:
     restored.append("shop")
     [first, _] = pids(host)
-    working = beside(load, host, 30, 10)
+    working = beside(load, host, 120, 10)
     run = play("shop", processes=1)
     assert run["rc"] == 0 and "ended process 2" in run["done"], run["output"][-3000:]
     assert host.run("systemctl is-active pgbouncer-shop@2").stdout.strip() != "active"
@@ -487,7 +498,7 @@ def test_processes_come_and_go(host: Any, restored: list[str], beside: Any) -> N
     run = play("shop")
     assert run["rc"] == 0, run["output"][-3000:]
     assert "0" not in pids(host) and host.run("systemctl is-enabled pgbouncer-shop@2").stdout.strip() == "enabled"
-    result = working.result()
+    result = enough(host, working)
     assert result["failed"] == [] and result["good"] > 100, result
 
 
@@ -498,7 +509,7 @@ def test_a_restart_of_the_database_is_survived(host: Any, beside: Any) -> None:
     assert said(host, "print(connect().execute('select 1').fetchone()[0])") == "1"
     result = working.result()
     # Those that were in a transaction are told so; then all go on by themselves.
-    assert result["good"] > 100 and "AdminShutdown" in result["failed"][0], result
+    assert result["good"] > 100 and "administrator command" in result["failed"][0], result
     assert load(host, 2, 0)["failed"] == []
     assert pids(host) == running
 
@@ -582,8 +593,8 @@ def test_passwords_are_nowhere_but_the_auth_users_own(host: Any) -> None:
 SHOP = GIVEN["instances"][0]["databases"][0]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "Big_one"}, 'pgbouncer_name is "Big_one"'),
-    ({"server_connections": 9}, "the pools do not fit pgbouncer_server_connections, 9"),
-    ({"databases": [{**SHOP, "pool_size": 11}]}, "the pools do not fit pgbouncer_server_connections, 20"),
+    ({"server_connections": 6}, "the pools do not fit pgbouncer_server_connections, 6"),
+    ({"databases": [{**SHOP, "pool_size": 21}]}, "the pools do not fit pgbouncer_server_connections, 20"),
     ({"processes": 40}, "the pools do not fit"),
     ({"processes": 0}, "pgbouncer_processes is 0"),
     ({"port": 70000}, "pgbouncer_port is 70000"),
