@@ -197,22 +197,29 @@ def go_back(lab: Lab, made: Traffic, stage: int) -> None:
     before, after = stage_hosts(lab), inventory.read_hosts(lower)
     name = commands.site_settings(lab)["site_name"]
 
-    def run(*words: str) -> None:
+    def run(at: int, *words: str) -> None:
         log = lab.logs / f"back-to-stage{stage - 1}.log"
-        code, output = play(lab, made, stage - 1, [f"playbooks/stage{stage - 1}.yml", *words], log)
+        code, output = play(lab, made, at, list(words), log)
         if code:
             raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
 
+    def stop(host: str, *units: str) -> None:
+        if commands.ssh(lab, host, [f"sudo systemctl stop {' '.join(units)}"]):
+            raise MachineError(f"{units[0]} of {host} could not be stopped.")
+
+    leaving = [host for host, groups in before.items() if "worker" in groups and host not in after]
     if stage == 4:
         made.door.address = lab.load().addresses[commands.front_door(after)]
+        for host in leaving:
+            run(stage, "playbooks/stop-workers.yml", "-e", f"host={host}")
     if stage == 3:
-        run("--limit", "web,localhost")
+        run(stage - 1, "playbooks/stage2.yml", "--limit", "web,localhost")
+        for host in leaving:
+            stop(host, f"celery-beat-{name}")
         manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=made.ledger.read_text())
-    for host in (host for host, groups in before.items() if "worker" in groups and host not in after):
-        units = f"celery-health-{name}.timer 'celery-{name}@*' celery-beat-{name}"
-        if commands.ssh(lab, host, [f"sudo systemctl stop {units}"]):
-            raise MachineError(f"The workers of {host} could not be stopped.")
-    run()
+        for host in leaving:
+            stop(host, f"celery-health-{name}.timer", f"'celery-{name}@*'")
+    run(stage - 1, f"playbooks/stage{stage - 1}.yml")
     state = lab.load()
     client = commands.connect()
     for host in set(before) - set(after):

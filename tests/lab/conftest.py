@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import model
+from lab import ansible, model
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "shop.example.com"
@@ -57,6 +57,21 @@ class Lab:
 
     def play(self, playbook: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.ladder("play", f"playbooks/{playbook}", *words, check=check)
+
+    def said(self, done: subprocess.CompletedProcess[str]) -> str:
+        """What a run printed, without colours; warnings are on the other stream."""
+        return ansible.COLOUR.sub("", done.stdout + done.stderr)
+
+    def changes(self, done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+        """The hosts that a run of a playbook changed, and how much."""
+        counts = ansible.recap(done.stdout)
+        assert counts, f"no recap in {self.said(done)[-4000:]}"
+        return {host: count["changed"] for host, count in counts.items() if count["changed"]}
+
+    def rehearse(self, start: int, end: int) -> dict:
+        """Grow the lab from one stage to another under traffic; gives what its visitors saw."""
+        self.ladder("rehearse", str(start), str(end), seconds=1200)
+        return json.loads((self.folder / f"reports/rehearse-{start}-{end}.json").read_text())
 
     def ssh(self, host: str, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.ladder("ssh", host, command, seconds=120, check=check)

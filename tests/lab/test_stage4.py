@@ -13,28 +13,18 @@ import docker
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", re.M)
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WEB = ("web1", "web2")
 
 
 @pytest.fixture(scope="module")
 def grown(lab):
     """The lab at stage 4, and what its visitors saw while it grew."""
-    lab.ladder("rehearse", "3", "4", seconds=1200)
-    return lab, json.loads((lab.folder / "reports/rehearse-3-4.json").read_text())
+    return lab, lab.rehearse(3, 4)
 
 
-def plain(done) -> str:
-    return COLOURS.sub("", done.stdout + done.stderr)
-
-
-def words(done) -> str:
-    return re.sub(r"\s+", " ", plain(done))
-
-
-def changes(done) -> dict[str, str]:
-    return {host: count for host, count in RECAP.findall(plain(done)) if count != "0"}
+def words(lab, done) -> str:
+    """What a run printed, in one line."""
+    return re.sub(r"\s+", " ", lab.said(done))
 
 
 def served_by(lab, requests: int = 12) -> Counter[str]:
@@ -83,7 +73,7 @@ def test_second_run_changes_nothing(grown):
     lab, _ = grown
     for more in ((), ("--check", "--diff")):
         done = lab.play("stage4.yml", *more)
-        assert "edge1" in done.stdout and changes(done) == {}, done.stdout[-4000:]
+        assert "edge1" in done.stdout and lab.changes(done) == {}, done.stdout[-4000:]
 
 
 def test_visitors_are_shared_among_the_web_hosts_and_tied_to_none(grown):
@@ -145,8 +135,8 @@ def test_canary_with_errors_goes_back_and_the_others_never_had_it(grown, tmp_pat
     with visitors:
         done = lab.play("deploy.yml", "-e", shop(tmp_path, BROKEN_FRONT_PAGE), check=False)
     assert done.returncode != 0
-    assert "requests failed in the application" in words(done)
-    assert "Now web1 serves" in words(done) and "web2 serves" in words(done)
+    assert "requests failed in the application" in words(lab, done)
+    assert "Now web1 serves" in words(lab, done) and "web2 serves" in words(lab, done)
     assert serving(lab) == before
     assert set(visitors.statuses) <= {200, 500} and Counter(visitors.statuses)[500] > 0
 
@@ -156,7 +146,7 @@ def test_deploy_goes_on_after_one_that_failed_and_takes_all_hosts_along(grown, t
     before = serving(lab)
     with visitors:
         done = lab.play("deploy.yml", "-e", shop(tmp_path))
-        assert "ended without letting go of the lock" in words(done), "that of the deploy that failed before"
+        assert "ended without letting go of the lock" in words(lab, done), "that of the deploy that failed before"
         after = serving(lab)
         lab.play("rollback.yml")
     visitors.were_all_served(more_than=100)
@@ -172,7 +162,9 @@ def test_a_lock_stops_deploys_until_it_is_let_go(grown):
         for playbook in ("deploy.yml", "rollback.yml", "stage4.yml"):
             done = lab.play(playbook, check=False)
             assert (
-                done.returncode != 0 and "the sale" in words(done) and "playbooks/lock.yml -e state=off" in words(done)
+                done.returncode != 0
+                and "the sale" in words(lab, done)
+                and "playbooks/lock.yml -e state=off" in words(lab, done)
             )
     finally:
         lab.play("lock.yml", "-e", "state=off")
@@ -184,7 +176,7 @@ def test_drained_host_stays_out_until_it_is_readmitted(grown, visitors):
         lab.play("drain.yml", "-e", "host=web1", "-e", "state=on")
         assert served_by(lab) == Counter({"web2": 12})
         refused = lab.play("drain.yml", "-e", "host=web2", "-e", "state=on", check=False)
-        assert refused.returncode != 0 and "web2" in words(refused)
+        assert refused.returncode != 0 and "web2" in words(lab, refused)
         lab.ssh("web1", "sudo systemctl restart nginx")
         lab.play("stage4.yml")
         assert served_by(lab) == Counter({"web2": 12}), "a run of the kit readmits nobody"
@@ -203,7 +195,7 @@ def test_restart_that_a_stage_run_needs_is_done_behind_a_drain(grown, visitors):
     visitors.were_all_served(more_than=50)
     assert all(lab.ssh(host, "sudo cat /run/nginx.pid").stdout != masters[host] for host in WEB)
     for host in WEB:
-        assert f"Drain {host}" in plain(done) and f"Readmit {host}" in plain(done)
+        assert f"Drain {host}" in lab.said(done) and f"Readmit {host}" in lab.said(done)
 
 
 def test_a_web_host_leaves_and_comes_back_and_nobody_notices(grown):
@@ -256,5 +248,5 @@ def test_what_cannot_go_well_is_refused_before_any_change(grown, playbook, chang
     lab, _ = grown
     done = lab.play(playbook, "-e", json.dumps(change), check=False)
     assert done.returncode != 0
-    assert sentence in words(done), plain(done)[-3000:]
-    assert changes(done) == {}
+    assert sentence in words(lab, done), lab.said(done)[-3000:]
+    assert lab.changes(done) == {}

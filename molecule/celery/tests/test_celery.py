@@ -274,7 +274,8 @@ def second_beat(host):
 
 
 def test_beat_sends_each_tick_once_also_while_it_moves(host, r1):
-    assert host.file("/var/lib/celery-x/beat-schedule").exists
+    # Which file Python's dbm makes of it differs between Debian 12 and 13.
+    assert host.run("ls /var/lib/celery-x/beat-schedule*").rc == 0
     workers = [prop(host, unit, "MainPID") for unit in BOTH]
     second_beat(host)
     try:

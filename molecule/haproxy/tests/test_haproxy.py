@@ -333,6 +333,18 @@ def test_request_that_a_server_has_not_begun_goes_to_another_one_an_order_too(ho
     assert (ask(host, "/").status, ask(host, "/", "-X", "POST", "-d", "one").status) == (503, 503)
 
 
+def test_order_whose_body_comes_late_goes_to_another_server_too(host):
+    host.run("touch /run/one.early /run/two.early")
+    script = (
+        "import http.client, ssl, sys, time\n"
+        f"c = http.client.HTTPSConnection('{SHOP}', context=ssl.create_default_context(cafile='{CA}'), timeout=20)\n"
+        "c.putrequest('POST', '/order'); c.putheader('Content-Length', '3'); c.endheaders()\n"
+        "time.sleep(0.5); c.send(b'one'); print(c.getresponse().status)"
+    )
+    host.run(f"grep -q ' {SHOP}$' /etc/hosts || echo 127.0.0.1 {SHOP} >> /etc/hosts")
+    assert [host.check_output("python3 -c %s", script) for _ in range(3)] == ["200"] * 3
+
+
 def test_killed_server_costs_no_request_that_may_be_sent_again(host):
     load = Load(host)
     host.run("systemctl kill -s KILL --kill-whom=main backend@two-8002")
