@@ -56,13 +56,14 @@ def up(lab: Lab, stage: int | None, debian: str | None) -> int:
     """Make the lab's hosts and run a stage on them; growth when a lower stage runs already."""
     state = lab.load()
     existing_stages = inventory.stages(lab.root)
-    stage = stage or state.stage or max(existing_stages, default=1)
+    if stage is None:
+        stage = state.stage or max(existing_stages, default=1)
+    stage_hosts = inventory.read_hosts(inventory.stage_file(lab.root, stage))
     if stage < state.stage:
         raise MachineError(
             f"The lab {lab.name} is at stage {state.stage} already. Run ./ladder up {state.stage}, "
             f"or ./ladder down and then ./ladder up {stage}."
         )
-    stage_hosts = inventory.read_hosts(inventory.stage_file(lab.root, stage))
     machine.need_program("ssh", ["openssh-client"], "the SSH client")
     client = connect()
     state.debian = choose_debian(lab, state, debian, list(hosts.find_hosts(client, lab.name)))

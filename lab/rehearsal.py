@@ -165,7 +165,10 @@ def rehearse(lab: Lab, start: int, end: int, rate: float, back: bool) -> int:
     for stage in (start, end):
         inventory.stage_file(lab.root, stage)
     if end <= start:
-        raise MachineError(f"A rehearsal climbs: from {start} to {end} there is nothing to climb. Stages: {existing}.")
+        raise MachineError(
+            f"A rehearsal climbs: from {start} to {end} there is nothing to climb. Down again is --back: ./ladder rehearse "
+            f"{min(start, end)} {max(start, end)} --back, say. Stages: {', '.join(map(str, existing))}."
+        )
     state = lab.load()
     if state.stage > start:
         raise MachineError(

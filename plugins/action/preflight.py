@@ -29,6 +29,7 @@ GROUP_STAGES = {
     "worker": 3,
     "edge": 4,
 }  # the stage that a group's layer comes with; those of stage 1 are always run
+KIT_GROUPS = {"web", "database", *GROUP_STAGES}
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -122,6 +123,19 @@ def group_problems(groups: Mapping[str, list[str]], needed: Mapping[str, str], k
             problems.append(
                 f"{listed(outside)} in group {group} does not belong to the group site, so group_vars/site.yml does not "
                 f"reach it. List {group} under site's children in the inventory."
+            )
+    return problems
+
+
+def misspelt_problems(groups: Mapping[str, list[str]]) -> list[str]:
+    """One sentence per group that is called almost like one of the kit's and has hosts that are not in that."""
+    problems = []
+    for group in sorted(set(groups) - KIT_GROUPS - {"all", "ungrouped", "site"}):
+        close = difflib.get_close_matches(group, sorted(KIT_GROUPS), n=1, cutoff=0.8)
+        if close and set(groups[group]) - set(groups.get(close[0]) or []):
+            problems.append(
+                f"The inventory has a group {group}, and the kit knows none of that name: nothing would be done for "
+                f"{listed(groups[group])}. Did you mean {close[0]}?"
             )
     return problems
 
@@ -334,9 +348,10 @@ def host_problems(answers: Mapping[str, Mapping[str, Any]], tolerance: float) ->
     silent = {host: answer["unreachable"] for host, answer in answers.items() if answer.get("unreachable")}
     if silent:
         first = next(iter(silent.values()))
-        problems.append(
-            f"Not reachable over SSH: {listed(silent, most=50)} ({first}). Mend the connection or the inventory."
-        )
+        advice = "Mend the connection or the inventory."
+        if "Host key verification failed" in first:
+            advice = "Log in to each once with ssh, compare the key that it shows, and accept it."
+        problems.append(f"Not reachable over SSH: {listed(silent, most=50)} ({first}). {advice}")
     for host, answer in answers.items():
         if answer.get("failed"):
             problems.append(f"{host} answers but cannot run Ansible: {answer['failed']}")
@@ -391,7 +406,12 @@ class ActionModule(ActionBase):
             refuse([problem])
         groups, hostvars = task_vars["groups"], task_vars["hostvars"]
         needed = self._task.args.get("groups") or {}
-        problems = group_problems(groups, needed, self._task.args.get("kit_groups") or sorted({*needed, *GROUP_STAGES}))
+        if not [host for host in groups.get("all") or [] if host != "localhost"]:
+            refuse(["No inventory was read, or it has no host. Say which: -i inventories/<env>."])
+        problems = misspelt_problems(groups)
+        problems += group_problems(
+            groups, needed, self._task.args.get("kit_groups") or sorted({*needed, *GROUP_STAGES})
+        )
         problems += single_problems(groups)
         if stage := self._task.args.get("stage"):
             problems += stage_problems(groups, GROUP_STAGES, int(stage))

@@ -19,7 +19,7 @@ INTRODUCTION = f"""# Settings of a site
 
 Set these in `inventories/<env>/group_vars/site.yml`; `inventories/example/group_vars/site.yml` has those that everyone
 must think about. A variable of a role (`postgres_max_connections`; the roles' READMEs list them) may be set there too:
-what you set wins over what the kit derives. Preflight refuses names that the kit does not know.
+what you set wins over what the kit derives. Preflight refuses names that begin like one of the kit's and are none.
 
 {START}
 {END}

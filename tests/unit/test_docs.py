@@ -203,3 +203,9 @@ def test_commands_are_read(text: str, missing: list[str]) -> None:
     found = list(missing_in(list(commands(text))))
     assert len(found) == len(missing)
     assert all(name in line for name, line in zip(missing, found, strict=True))
+
+
+def test_picture_shows_the_stages_that_are_there() -> None:
+    picture = (ROOT / "docs/stages.svg").read_text()
+    filled = re.findall(r'width="530" height="46" rx="6" fill="#0b6e4f"', picture)
+    assert len(filled) == len(list((ROOT / "playbooks").glob("stage*.yml")))

@@ -400,3 +400,23 @@ def test_a_groups_stage_is_the_first_whose_lab_has_it() -> None:
             for group in groups:
                 first.setdefault(group, number)
     assert {group: number for group, number in first.items() if number > 1} == preflight.GROUP_STAGES
+
+
+def test_group_that_is_almost_one_of_the_kits_is_refused_with_its_name() -> None:
+    [problem] = preflight.misspelt_problems({"all": ["a"], "site": ["a"], "web": [], "webs": ["a"]})
+    assert "a group webs" in problem and "Did you mean web?" in problem
+    assert (
+        preflight.misspelt_problems({"workers": ["a", "b"], "worker": ["a", "b"], "office": ["a"], "web": ["a"]}) == []
+    )
+
+
+def test_run_without_an_inventory_says_so(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("site: {}\n")
+    assert refusals(tmp_path / "hosts.yml") == [
+        "No inventory was read, or it has no host. Say which: -i inventories/<env>."
+    ]
+
+
+def test_unknown_host_key_says_how_to_make_it_known() -> None:
+    [problem] = preflight.host_problems({"web1": {"unreachable": "Host key verification failed."}}, 30)
+    assert problem.endswith("Log in to each once with ssh, compare the key that it shows, and accept it.")
