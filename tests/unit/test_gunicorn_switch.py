@@ -1,6 +1,9 @@
 """gunicorn_switch: what decides about an instance, without systemd."""
 
+import http.server
 import socket
+import socketserver
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,21 @@ def test_difference_is_empty_of_what_stays(site):
     changes = {change["after_header"].rpartition(".")[2]: change for change in two.difference(one.instance)}
     assert (changes["py"]["before"], changes["py"]["after"]) == ("config", "changed")
     assert changes["service"]["before"] == f"unit of {one.instance}"
+
+
+def test_page_that_the_project_does_not_have_is_said_to_be_missing(site):
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        def address_string(self):
+            return "a unix socket"
+
+    health = {"path": "/healthz", "headers": {}, "status": 200, "contains": ""}
+    one = switch.Switch(site, wanted(health=health, workers=0))
+    Path(site.folder(one.instance)).mkdir(parents=True)
+    with socketserver.UnixStreamServer(site.socket(one.instance), Answer) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert one.judge(5) == (
+            "/healthz answered 404: the project has no such page. Name one that it has as the health path"
+        )

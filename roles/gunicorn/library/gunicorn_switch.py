@@ -384,6 +384,11 @@ class Switch:
             status, body = ask(self.site.socket(instance), health["path"], health["headers"], timeout)
         except (OSError, http.client.HTTPException) as error:
             return "%s did not answer (%s)" % (health["path"], error or type(error).__name__)
+        if status == 404 != health["status"]:
+            return (
+                "%s answered 404: the project has no such page. Name one that it has as the health path"
+                % health["path"]
+            )
         if status != health["status"]:
             return "%s answered %s instead of %s: %s" % (health["path"], status, health["status"], body[:300])
         if health["contains"] not in body:
