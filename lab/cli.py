@@ -10,7 +10,7 @@ from rich.markup import escape
 from lab import commands, rehearsal
 from lab.image import CODENAMES
 from lab.machine import MachineError
-from lab.model import this_lab
+from lab.model import Lab, this_lab
 from lab.report import console
 
 TESTS = ("lint", "unit", "roles", "lab")
@@ -94,9 +94,19 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
+CHANGING = ("up", "down", "rehearse", "drill")
+
+
 def run(chosen: argparse.Namespace) -> int:
     """Run the chosen command on this checkout's lab."""
     lab = this_lab()
+    if chosen.command not in CHANGING:
+        return act(lab, chosen)
+    with lab.alone(chosen.command):
+        return act(lab, chosen)
+
+
+def act(lab: Lab, chosen: argparse.Namespace) -> int:
     match chosen.command:
         case "up":
             return commands.up(lab, chosen.stage, chosen.debian)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -61,6 +64,28 @@ class Lab:
         """Where SSH keeps its shared connections: a short path, for a socket's has at most 107 bytes."""
         digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
         return Path(tempfile.gettempdir()) / f"ladder-{os.getuid()}-{digest}"
+
+    @contextmanager
+    def alone(self, command: str) -> Iterator[None]:
+        """Keep other commands that change this lab out; raises MachineError when one is at work already.
+
+        The lock is not in the lab's folder, which comes and goes, and ends with the process.
+        """
+        path = self.folder.with_name(f"{self.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise MachineError(
+                    f"Another ./ladder is at work on the lab {self.name} ({handle.read().strip()}). Nothing was changed. Wait until "
+                    "it is done."
+                ) from None
+            handle.truncate(0)
+            handle.write(f"{command}, process {os.getpid()}")
+            handle.flush()
+            yield
 
     def load(self) -> State:
         path = self.folder / "lab.json"
