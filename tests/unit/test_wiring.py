@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from collections.abc import Callable
@@ -485,3 +486,17 @@ def test_edges_that_share_an_address_hear_each_other_and_nobody_else(make_invent
     vrrp = [rule for rule in site.value("edge2", "firewall_allow") if rule.get("proto") == "vrrp"]
     assert [rule["from"] for rule in vrrp] == [["198.18.9.7"]]
     assert not [rule for rule in site.value("web1", "firewall_allow") if rule.get("proto") == "vrrp"]
+
+
+def test_deploy_does_not_go_back_to_the_first_version_unasked(
+    make_inventory: Callable[..., Path], tmp_path: Path
+) -> None:
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
+    alone = tmp_path / "which.yml"
+    alone.write_text(yaml.safe_dump([play for play in plays if play["name"] == "Which version"]))
+    inventory = make_inventory({"web": ["one"], "database": ["one"]})
+    source = {"site_version": "v1.0", "site_source": {"git": "https://git.example.com/shop.git"}}
+    refused = run_playbook(alone, inventory, "-e", json.dumps(source))
+    assert refused.returncode != 0 and "site_version (v1.0) is for the first deploy only" in refused.stdout
+    for right in ({"version": "v1.1"}, {"site_version": ""}, {"site_source": {"path": "/srv/shop"}}):
+        assert run_playbook(alone, inventory, "-e", json.dumps({**source, **right})).returncode == 0
