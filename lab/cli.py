@@ -14,6 +14,7 @@ from lab.model import Lab, this_lab
 from lab.report import console
 
 TESTS = ("lint", "unit", "roles", "lab")
+CHANGING = ("up", "down", "rehearse", "drill")  # one of them at a time on one lab
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,9 +93,6 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on from here.")
         return 130
-
-
-CHANGING = ("up", "down", "rehearse", "drill")
 
 
 def run(chosen: argparse.Namespace) -> int:
