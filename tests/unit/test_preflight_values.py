@@ -131,6 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"site_ssh_from": ["office"]}, "site_ssh_from has the source office, which is not an address or network"),
     ({"site_gates": ["check", 5]}, "site_gates has 5, which is no command. Write it as text"),
     # Lists of mappings.
+    ({"site_gates": ["check", None]}, "site_gates, entry 2, is empty @."),
     ({"site_firewall_allow": [8000]}, "site_firewall_allow, entry 1, must be a mapping; found 8000"),
     ({"site_firewall_allow": [{"prt": 8000}]},
      "site_firewall_allow, entry 1, has the unknown key prt @. Did you mean port?"),
@@ -214,6 +215,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"site_name": "Shop"},
      "site_name must be small letters and digits, a letter first, at most 24; found 'Shop' @. Did you mean shop?"),
     ({"site_name": ""}, "site_name is empty @. Set it in group_vars/site.yml: The site's short name"),
+    ({"site_hostnames": []}, "site_hostnames is empty @. Set it in group_vars/site.yml: The names that people type"),
+    ({"site_source": {}}, "site_source is empty @. Set it in group_vars/site.yml: Where the project comes from"),
+    ({"site_settings_module": ""}, "site_settings_module is empty @. Set it in"),
+    ({"site_wsgi_application": ""}, "site_wsgi_application is empty @. Set it in"),
+    ({"site_administrators": []}, "site_administrators is empty @. Set it in"),
+    ({"site_session_store": "redis"}, "site_session_store must be one of cached_db, db, cache; found 'redis'"),
     ({"site_version": 1.0}, 'site_version must be text; found 1.0 @. Write it in quotes: "1.0".'),
     ({"site_version": "v1 v2"}, "site_version must be a version without blanks; found 'v1 v2'"),
     ({"site_contact_email": None}, "site_contact_email must be text; found nothing @."),
@@ -335,6 +342,18 @@ def test_a_value_that_is_wrong_for_one_host_names_that_host(make_inventory: Call
     assert any(
         problem.startswith("site_administrators lists ada twice") and problem.endswith("(on web1)") for problem in said
     )
+
+
+@pytest.mark.parametrize("address", ["https://10.0.0.5", "10.0.0.5:22", "10.0.0.5/24", "web 1"])
+def test_a_hosts_address_is_an_address_or_a_name_alone(make_inventory: Callable[..., Path], address: str) -> None:
+    [problem] = inventory_problems(make_inventory(TWO, hosts=hosts(web1={"host_address": address})))
+    sentence = "host_address must be an address or a host's name, without scheme and port (192.0.2.11)"
+    assert problem.startswith(f"{sentence}; found {address!r} on web1.")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5", "2001:db8::5", "web1.internal"])
+def test_a_hosts_address_may_be_either(make_inventory: Callable[..., Path], address: str) -> None:
+    assert inventory_problems(make_inventory(TWO, hosts=hosts(web1={"host_address": address}))) == []
 
 
 def test_all_wrong_values_are_named_in_one_run(make_inventory: Callable[..., Path]) -> None:
