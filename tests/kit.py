@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ3yJ4kB8o7Qm0m2b4d8v1cV5p9x8qz7r6s5t4u3w2x1 ada@example.com"
 # The settings that have no default.
 SITE = {
     "site_name": "shop",
@@ -20,7 +21,7 @@ SITE = {
     "site_source": {"path": "examples/shop"},
     "site_settings_module": "shop.settings",
     "site_wsgi_application": "shop.wsgi:application",
-    "site_administrators": [{"name": "ada", "keys": ["ssh-ed25519 AAAA ada@example.com"]}],
+    "site_administrators": [{"name": "ada", "keys": [KEY]}],
 }
 HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 

@@ -8,16 +8,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
 import ipaddress
 import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as core_version
 
@@ -44,9 +47,12 @@ FACTS = [
     "service_mgr",
     "virtual",
 ]
-TYPES = {"str": str, "list": list, "dict": Mapping, "int": int, "float": (int, float), "bool": bool}
-TYPE_WORDS = {"str": "text", "list": "a list", "dict": "a mapping", "int": "a whole number", "float": "a number",
-              "bool": "true or false"}  # fmt: skip
+# What the roles judge by themselves, and preflight asks before they would: file and function.
+BASE = "base/filter_plugins/base.py:base_administrator_problems"
+FIREWALL = "firewall/filter_plugins/firewall.py:firewall_problems"
+LIMITS = "haproxy/filter_plugins/haproxy_problems.py:limits"
+TEMPLATE = re.compile(r"\{[{%#]")
+ARTIFACT = re.compile(r"p[0-9a-f]{12}")  # a revision whose archive the controller has: its folder is not needed
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 UNSET = re.compile(r"\w+ uses (\w+), which is not set")
 MEMORY_TOLERANCE = 1.001  # sums of decimal shares are not exact
@@ -63,20 +69,65 @@ def core_problem(version: str = core_version) -> str | None:
     )
 
 
+@functools.cache
+def load(path: Path) -> ModuleType:
+    """A Python file of the kit that Ansible's own loaders would not give to an action."""
+    spec = importlib.util.spec_from_file_location(f"stepladder_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+values = load(KIT / "plugins/values.py")
+
+
+@functools.cache
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of the kit holds; a whole run's files are read by libyaml, in a tenth of the time."""
+    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
+def role_variables(kit: Path = KIT) -> dict[str, dict[str, Any]]:
+    """The description of every role's variable, as its argument specs have it."""
+    found: dict[str, dict[str, Any]] = {}
+    for specs in sorted(kit.glob("roles/*/meta/argument_specs.yml")):
+        for entry in read_yaml(specs)["argument_specs"].values():
+            for name, spec in (entry.get("options") or {}).items():
+                found.setdefault(name, spec)
+    return found
+
+
+def defaults(kit: Path = KIT) -> dict[str, Any]:
+    """What the wiring sets, settings' defaults included, as it is written."""
+    return {name: value for path in (kit / "group_vars/all").glob("*.yml") for name, value in read_yaml(path).items()}
+
+
 def known_variables(kit: Path = KIT) -> set[str]:
     """Every variable that a role, a setting or the wiring knows."""
-    known = set(settings(kit))
-    for specs in kit.glob("roles/*/meta/argument_specs.yml"):
-        for entry in yaml.safe_load(specs.read_text())["argument_specs"].values():
-            known |= set(entry.get("options") or {})
-    for wiring in (kit / "group_vars/all").glob("*.yml"):
-        known |= set(yaml.safe_load(wiring.read_text()) or {})
-    return known
+    return {*settings(kit), *role_variables(kit), *defaults(kit)}
 
 
 def settings(kit: Path = KIT) -> dict[str, dict[str, Any]]:
-    """The settings of a site as plugins/settings.yml describes them."""
-    return yaml.safe_load((kit / "plugins/settings.yml").read_text())
+    """The settings of a site as plugins/settings.yml describes them, with the fields of roles' variables like them."""
+    described = read_yaml(kit / "plugins/settings.yml")
+    roles = role_variables(kit)
+    return {
+        name: {"options": roles[spec["like"]]["options"], **spec} if "like" in spec else spec
+        for name, spec in described.items()
+    }
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value needs neither a template nor a vault's key to be read."""
+    if isinstance(value, str):
+        return not TEMPLATE.search(value)
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(map(is_plain, value)) and all(map(is_plain, value.values()))
+    return value is None or isinstance(value, (int, float))
 
 
 def prefixes(kit: Path = KIT) -> tuple[str, ...]:
@@ -304,21 +355,6 @@ def address_problems(addresses: Mapping[str, str]) -> list[str]:
     ]
 
 
-def setting_problem(name: str, spec: Mapping[str, Any], value: Any, where: str) -> str | None:
-    """The sentence for one setting's value, or None when it is right."""
-    kind = spec["type"]
-    wrong_bool = isinstance(value, bool) and kind in ("int", "float")
-    if not isinstance(value, TYPES[kind]) or wrong_bool:
-        return f"{name} must be {TYPE_WORDS[kind]}; found {value!r} on {where}. Correct it in group_vars/site.yml."
-    if spec.get("required") and not value:
-        return f"{name} is empty on {where}. Set it in group_vars/site.yml: {spec['description']}"
-    if spec.get("choices") and value not in spec["choices"]:
-        return f"{name} must be one of {', '.join(spec['choices'])}; found {value!r} on {where}."
-    if spec.get("pattern") and not re.fullmatch(spec["pattern"], value):
-        return f"{name} must match {spec['pattern']}; found {value!r} on {where}. {spec['description']}"
-    return None
-
-
 def memory_problem(host: str, shares: Mapping[str, Any]) -> str | None:
     """The sentence for shares that add up to more than the host has."""
     numbers = all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares.values())
@@ -377,14 +413,22 @@ def last_words(message: str) -> str:
     return re.sub(r"^(Task failed: |Failed to connect to the host via ssh: )+", "", words[-1]) or "no answer"
 
 
+class Refusal(AnsibleActionFail):
+    """Every problem at once. The error itself is one line: Ansible shows it, and below it the result's message."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("Preflight refuses, and nothing was changed.")
+        self.problems = problems
+
+    @property
+    def result_contribution(self) -> Mapping[str, object]:
+        lines = ["Preflight refuses, and nothing was changed:", *(f"- {problem}" for problem in self.problems)]
+        return {**super().result_contribution, "msg": "\n".join(lines)}
+
+
 def refuse(problems: list[str]) -> None:
     if problems:
-        head = (
-            "Preflight refuses, and nothing was changed:"
-            if len(problems) > 1
-            else "Preflight refuses, nothing was changed."
-        )
-        raise AnsibleActionFail("\n".join([head, *(f"- {problem}" for problem in problems)]))
+        raise Refusal(problems)
 
 
 class ActionModule(ActionBase):
@@ -404,7 +448,7 @@ class ActionModule(ActionBase):
     def _inventory(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         if problem := core_problem():
             refuse([problem])
-        groups, hostvars = task_vars["groups"], task_vars["hostvars"]
+        groups = task_vars["groups"]
         needed = self._task.args.get("groups") or {}
         if not [host for host in groups.get("all") or [] if host != "localhost"]:
             refuse(["No inventory was read, or it has no host. Say which: -i inventories/<env>."])
@@ -417,12 +461,16 @@ class ActionModule(ActionBase):
             problems += stage_problems(groups, GROUP_STAGES, int(stage))
             problems += fleet_problems(groups, int(stage))
         hosts = [host for host in groups.get("site") or [] if host != "localhost"]
+        hostvars, raw = self._variables(task_vars, hosts)
         known = known_variables()
-        own = set(self._value(hostvars, hosts[0], "site_own_variables")[0] or []) if hosts else set()
-        problems += unknown_problems({host: list(hostvars[host]) for host in hosts}, known | own, prefixes())
-        problems += self._settings(hostvars, hosts, groups)
+        own = self._value(hostvars, hosts[0], "site_own_variables")[0] if hosts else None
+        own = {name for name in own if isinstance(name, str)} if isinstance(own, list) else set()
+        problems += unknown_problems({host: list(raw[host]) for host in hosts}, known | own, prefixes())
+        version = str(task_vars.get("version") or "")
+        problems += self._settings(hostvars, raw, groups, version)
+        problems += self._role_variables(raw)
         if not problems and hosts:
-            problems += line_break_problems(self._passwords(hostvars, hosts[0]))
+            problems += line_break_problems(self._passwords(hostvars, raw, hosts[0]))
         if not problems and groups.get("worker"):
             problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
@@ -430,55 +478,160 @@ class ActionModule(ActionBase):
         refuse(problems)
         return {"changed": False, "hosts": len(hosts)}
 
-    def _settings(self, hostvars: Mapping[str, Any], hosts: list[str], groups: Mapping[str, list[str]]) -> list[str]:
+    def _variables(self, task_vars: dict[str, Any], hosts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Each host's variables, templated when they are read, and as they are written.
+
+        Ansible gathers a host's variables anew each time that hostvars is asked for the host; here that is once.
+        """
+        hostvars = task_vars["hostvars"]
+        try:
+            return {host: hostvars[host] for host in hosts}, {host: hostvars.raw_get(host) for host in hosts}
+        except AnsibleError as error:
+            words = str(error).splitlines()[0]
+        sources = [Path(str(source)) for source in task_vars.get("ansible_inventory_sources") or []]
+        folders = [source if source.is_dir() else source.parent for source in sources]
+        raise Refusal(values.broken_files([*folders, KIT]) or [f"The variables of the hosts cannot be read: {words}"])
+
+    def _settings(
+        self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]], version: str
+    ) -> list[str]:
         problems: list[str] = []
+        hosts = list(raw)
         where: dict[str, list[str]] = defaultdict(list)  # the same wrong value on several hosts is one problem
         unset: set[str] = set()  # what is built from a setting that is missing is not a second problem
+        usual = defaults()
         for name, spec in settings().items():
-            # Reading a generated secret would make it, and a refused run is to leave nothing behind.
-            if name.startswith("host_") or spec.get("generated"):
-                continue
-            missing = [host for host in hosts if name not in hostvars[host]]
+            missing = [host for host in hosts if name not in raw[host]]
             if missing and spec.get("required"):
                 unset.add(name)
                 problems.append(
                     f"{name} is not set for {listed(missing)}. Set it in group_vars/site.yml: {spec['description']}"
                 )
+            judged: dict[str, list[str]] = {}
             for host in hosts:
-                if host in missing:
+                # A default is right, and reading a generated secret would make it: a refused run leaves nothing behind.
+                if host in missing or (name in usual and raw[host][name] == usual[name]):
                     continue
-                value, error = self._value(hostvars, host, name)
+                value, error = raw[host][name], None
+                if not is_plain(value):
+                    value, error = self._value(hostvars, host, name)
                 if error and (cause := UNDEFINED.search(error)):
                     if cause[1] not in unset:
                         where[f"{name} uses {cause[1]}, which is not set on @. Set it, or correct {name}."].append(host)
                 elif error:
                     where[f"{name} cannot be read on @: {error}"].append(host)
-                elif problem := setting_problem(name, spec, value, "@"):
-                    where[problem].append(host)
+                else:
+                    key = repr(value)
+                    if key not in judged:
+                        judged[key] = list(values.problems(name, spec, value))
+                        judged[key] += (
+                            [] if judged[key] else self._meaning(name, value, hostvars[host], groups, version)
+                        )
+                    for problem in judged[key]:
+                        where[problem].append(host)
             unset |= {UNSET.match(problem)[1] for problem in where if UNSET.match(problem)}
-        problems += [problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items()]
+        for problem, found in where.items():
+            everywhere = f" (on {listed(found)})" if len(found) < len(hosts) else ""
+            said = problem.replace("on @", f"on {listed(found)}", 1)
+            problems.append(said if said != problem else problem + everywhere)
         if not problems and hosts:
             problems += self._tls_settings(hostvars, hosts[0])
             problems += edge_tls_problems(groups, self._value(hostvars, hosts[0], "site_tls")[0])
             problems += virtual_address_problems(groups, self._value(hostvars, hosts[0], "site_virtual_address")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
+            problems += self._shares(hostvars)
+            urls = (self._value(hostvars, hosts[0], f"site_{kind}_url")[0] for kind in ("static", "media"))
+            problems += values.url_problems(*urls)
         return problems
+
+    def _meaning(
+        self, name: str, value: Any, host: Mapping[str, Any], groups: Mapping[str, list[str]], version: str
+    ) -> list[str]:
+        """What is wrong with a value of the right shape. Where a role judges it as well, the role's own words are used."""
+
+        def get(other: str) -> Any:
+            return self._value({"": host}, "", other)[0]
+
+        def role(judge: str, theirs: str, *arguments: Any) -> list[str]:
+            """What the function of a role's filters says about its own variable, under the setting's name."""
+            file, function = judge.split(":")
+            return [
+                sentence.replace(theirs, name) for sentence in getattr(load(KIT / "roles" / file), function)(*arguments)
+            ]
+
+        match name:
+            case "site_hostnames":
+                return list(values.host_name_problems(value, get("site_tls"), len(groups.get("web") or []) < 2))
+            case "site_source":
+                look = bool(self._task.args.get("source", True)) and not ARTIFACT.fullmatch(version)
+                return list(values.source_problems(value, version or str(get("site_version") or ""), look))
+            case "site_administrators":
+                passwords = bool(get("base_ssh_passwords"))
+                own = list(values.administrator_problems(value, passwords))
+                return own or role(BASE, "base_administrators", value, passwords)
+            case "site_firewall_allow":
+                return role(FIREWALL, "firewall_allow", value, 22, [], [], 60)
+            case "site_ssh_from":
+                return role(FIREWALL, "firewall_ssh_from", [], 22, value, [], 60)
+            case "site_rate_limits":
+                asked = {"rate_limits": value, "health_path": str(get("site_ready_path") or "/healthz")}
+                return role(LIMITS, "haproxy_rate_limits", asked)
+            case "site_gates":
+                odd = load(KIT / "roles/django/filter_plugins/django.py").django_odd_commands({}, value, [])
+                return [
+                    f"{problem.replace('django_gates', name)}, which is no command. Write it as text: check --deploy."
+                    for problem in odd
+                ]
+            case "site_environment" | "site_secret_environment":
+                return list(values.environment_problems(name, value))
+            case "site_workers":
+                return list(values.worker_problems(value))
+        return []
+
+    def _role_variables(self, raw: Mapping[str, Any]) -> list[str]:
+        """The sentences for roles' variables that a person has set; what needs a template is left to the role."""
+        described, usual = role_variables(), defaults()
+        where: dict[str, list[str]] = defaultdict(list)
+        for host, variables in raw.items():
+            for name in described.keys() & variables.keys():
+                value = variables[name]
+                if (name in usual and value == usual[name]) or not is_plain(value):
+                    continue
+                for problem in values.problems(name, {**described[name], "required": False}, value, strict=False):
+                    where[problem].append(host)
+        return sorted(problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items())
+
+    def _shares(self, hostvars: Mapping[str, Any]) -> list[str]:
+        problems: dict[str, list[str]] = defaultdict(list)
+        for host in hostvars:
+            shares = self._value(hostvars, host, "site_memory_shares")[0] or {}
+            claims = self._value(hostvars, host, "memory_claims")[0] if shares else {}
+            for problem in values.share_problems(shares, claims or {}):
+                problems[problem].append(host)
+        return [problem.replace("on @", f"on {listed(found)}", 1) for problem, found in problems.items()]
 
     def _tls_settings(self, hostvars: Mapping[str, Any], host: str) -> list[str]:
         choice = self._value(hostvars, host, "site_tls")[0]
         wants = {"files": ("site_tls_certificate", "site_tls_key"), "letsencrypt": ("site_contact_email",)}
-        return [
+        found = {name: self._value(hostvars, host, name)[0] for name in wants.get(choice, ())}
+        problems = [
             f"site_tls is {choice}, which needs {name}; it is empty. Set it in group_vars/site.yml."
-            for name in wants.get(choice, ())
-            if not self._value(hostvars, host, name)[0]
+            for name, value in found.items()
+            if not value
         ]
+        if choice == "files":
+            problems += [
+                f"{name} is {value}, which is no file on the controller. Correct the path."
+                for name, value in found.items()
+                if value and not Path(value).expanduser().is_file()
+            ]
+        return problems
 
-    def _passwords(self, hostvars: Mapping[str, Any], host: str) -> dict[str, str]:
+    def _passwords(self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], host: str) -> dict[str, str]:
         """Secrets that a person has set. The kit's own are left alone: reading one would make it."""
-        defaults = yaml.safe_load((KIT / "group_vars/all/site.yml").read_text())
-        raw = hostvars.raw_get(host)
-        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key")) and name in raw]
-        chosen = [name for name in secret if raw[name] != defaults.get(name)]
+        usual = defaults()
+        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key")) and name in raw[host]]
+        chosen = [name for name in secret if raw[host][name] != usual.get(name)]
         return {name: str(self._value(hostvars, host, name)[0] or "") for name in chosen}
 
     def _workers(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleActionFail
 
-from kit import HERE, ROOT, SITE, Environment, run_playbook
+from kit import HERE, KEY, ROOT, SITE, run_playbook
 from lab.inventory import read_hosts, stage_file, stages
+from preflighted import NEEDS, TWO, hosts, inventory_problems, preflight
 
 PLAYBOOK = "playbooks/layers/preflight.yml"
-TWO = {"web": ["web1"], "database": ["db1"]}
-# Nothing listens on port 1, so that SSH is refused at once.
-APART = {f: {"ansible_host": a, "ansible_port": 1} for f, a in (("web1", "127.0.0.2"), ("db1", "127.0.0.3"))}
-NEEDS = {"preflight_groups": {"web": "the site runs there", "database": "PostgreSQL runs there"}}
-
-
-def load_plugin() -> Any:
-    spec = importlib.util.spec_from_file_location("preflight", ROOT / "plugins/action/preflight.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-preflight = load_plugin()
-
-
-def hosts(**more: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {host: {**APART[host], **more.get(host, {})} for host in APART}
 
 
 def refusals(inventory: Path, *options: str) -> list[str]:
@@ -47,21 +28,6 @@ def refusals(inventory: Path, *options: str) -> list[str]:
     assert "nothing was changed" in said
     assert not (inventory / "secrets").exists()
     return re.findall(r"(?m)^        - (.+)$", done.stdout)
-
-
-def inventory_problems(inventory: Path) -> list[str]:
-    """What the part that looks at the inventory alone says, without a run of a playbook."""
-    site = Environment(inventory)
-    action = object.__new__(preflight.ActionModule)
-    action._task = SimpleNamespace(args={"groups": NEEDS["preflight_groups"]})
-    try:
-        action._inventory({"groups": site.all_groups, "hostvars": site.hostvars})
-    except AnsibleActionFail as refusal:
-        assert "nothing was changed" in str(refusal)
-        return re.findall(r"(?m)^- (.+)$", str(refusal))
-    finally:
-        assert not (inventory / "secrets").exists()
-    return []
 
 
 # The sentences, one function at a time.
@@ -94,31 +60,6 @@ def test_addresses_are_compared_across_hosts() -> None:
     assert preflight.address_problems({"a": "1", "b": "2"}) == []
     [problem] = preflight.address_problems({"a": "1", "b": "1"})
     assert problem.startswith("a, b have the same address 1.")
-
-
-@pytest.mark.parametrize(
-    ("spec", "value", "sentence"),
-    [
-        ({"type": "list"}, "shop.example.com", "must be a list; found 'shop.example.com'"),
-        ({"type": "int"}, True, "must be a whole number; found True"),
-        ({"type": "int"}, "20", "must be a whole number; found '20'"),
-        ({"type": "str", "required": True, "description": "Its name."}, "", "is empty on a. Set it"),
-        ({"type": "str", "choices": ["internal", "files"]}, "intern", "must be one of internal, files; found 'intern'"),
-        ({"type": "str", "pattern": "[a-z]+", "description": "Its name."}, "Shop!", "must match [a-z]+; found 'Shop!'"),
-        ({"type": "str", "pattern": "[a-z]+", "description": "Its name."}, "shop\n", "must match"),
-    ],
-)
-def test_wrong_value_is_named_with_what_it_should_be(spec: dict[str, Any], value: Any, sentence: str) -> None:
-    problem = preflight.setting_problem("site_x", spec, value, "a")
-    assert problem and problem.startswith("site_x") and sentence in problem
-
-
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [("float", 1), ("float", 0.2), ("int", 3), ("bool", False), ("dict", {}), ("list", []), ("str", "")],
-)
-def test_right_value_passes(kind: str, value: Any) -> None:
-    assert preflight.setting_problem("site_x", {"type": kind}, value, "a") is None
 
 
 def test_shares_may_use_the_whole_host_and_not_more() -> None:
@@ -253,8 +194,14 @@ def test_limit_asks_only_the_hosts_that_are_meant(make_inventory: Callable[..., 
     assert problem.startswith("Not reachable over SSH: web1 (")
 
 
-def test_the_example_to_copy_lacks_nothing_but_its_machines() -> None:
+def test_the_example_to_copy_lacks_a_key_and_its_machines(tmp_path: Path) -> None:
     [problem] = refusals(ROOT / "inventories/example")
+    assert problem.startswith("site_administrators, entry 1 (ada), has the key of inventories/example")
+    copy = tmp_path / "prod"
+    shutil.copytree(ROOT / "inventories/example", copy)
+    settings = copy / "group_vars/site.yml"
+    settings.write_text(re.sub(r"ssh-ed25519 \S+", KEY.rsplit(" ", 1)[0], settings.read_text()))
+    [problem] = refusals(copy)
     assert problem.startswith("Not reachable over SSH: db1, web1 (")
 
 
