@@ -100,6 +100,10 @@ def test_secrets_are_in_no_process_list_and_no_world_readable_file(lab):
             assert mode[-1] == "0", f"{path} on {host} holds the database's password and has mode {mode}"
 
 
+def lock_of(lab) -> str:
+    return lab.ssh("web1", "cat /var/lib/stepladder/django-shop.lock || true").stdout
+
+
 def test_broken_release_leaves_the_old_one_serving(lab, tmp_path):
     before = release(lab)
     broken = tmp_path / "shop"
@@ -111,6 +115,29 @@ def test_broken_release_leaves_the_old_one_serving(lab, tmp_path):
     assert "this release cannot serve" in done.stdout + done.stderr
     assert release(lab) == before
     assert lab.ssh("web1", "systemctl --failed --no-legend --plain").stdout.strip() == ""
+    # What it left half-way is known by its lock, which a refusal does not take away.
+    refused = lab.play("rollback.yml", "-e", "to=nosuchrelease", check=False)
+    assert "The deploy lock is kept" in lab.said(refused)
+    assert "the deploy of" in lock_of(lab)
+    lab.play("lock.yml", "-e", "state=off")
+
+
+def test_a_refused_deploy_or_rollback_keeps_nobody_out(lab, tmp_path):
+    unchecked = tmp_path / "shop"
+    shutil.copytree(ROOT / "examples/shop", unchecked)
+    with (unchecked / "shop/urls.py").open("a") as urls:
+        urls.write("\nraise RuntimeError('no check gets past this')\n")
+    before = release(lab)
+    for playbook, setting, words in (
+        ("rollback.yml", {"to": "nosuchrelease"}, "nosuchrelease"),
+        ("deploy.yml", {"site_source": {"path": str(unchecked)}}, "no check gets past this"),
+    ):
+        done = lab.play(playbook, "-e", json.dumps(setting), check=False)
+        assert done.returncode != 0
+        assert words in lab.said(done)
+        assert "web1 serves what it served before. The deploy lock is let go." in lab.said(done)
+        assert lock_of(lab) == ""
+    assert release(lab) == before
 
 
 def test_deploy_and_rollback_fail_no_request(lab, visitors, tmp_path):
