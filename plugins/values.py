@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.module_utils.parsing.convert_bool import BOOLEANS
 
 KINDS: dict[str, Any] = {
     "str": str, "path": str, "list": list, "dict": Mapping, "int": int, "float": (int, float), "bool": bool,
@@ -64,22 +65,7 @@ def converts(kind: str, value: Any) -> bool:
     if kind in ("int", "float"):
         return isinstance(value, str) and bool(re.fullmatch(r"\s*-?[0-9]+(\.[0-9]+)?\s*", value))
     if kind == "bool":
-        return str(value).lower() in (
-            "yes",
-            "no",
-            "on",
-            "off",
-            "true",
-            "false",
-            "y",
-            "n",
-            "t",
-            "f",
-            "1",
-            "0",
-            "1.0",
-            "0.0",
-        )
+        return str(value).lower() in {str(word).lower() for word in BOOLEANS}
     return kind == "list" and isinstance(value, (str, int, float))
 
 
@@ -96,11 +82,9 @@ def hint(kind: str, value: Any) -> str:
     return "Correct it in group_vars/site.yml."
 
 
-def closest(word: str, words: Iterable[str]) -> str:
-    """ "Did you mean x?" when one of the words is close, else those that there are."""
-    words = sorted(map(str, words))
-    near = difflib.get_close_matches(str(word).lower(), words, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]}?" if near else f"It knows {', '.join(words)}."
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The one of the words that is written almost like it; empty when none is."""
+    return next(iter(difflib.get_close_matches(str(word).lower(), sorted(map(str, words)), n=1, cutoff=0.6)), "")
 
 
 def meant(value: str, pattern: str) -> str:
@@ -177,8 +161,9 @@ def mapping_problems(place: str, spec: Mapping[str, Any], value: Mapping[str, An
     meant_for: set[str] = set()  # a misspelt field is not a missing one as well
     for name in value:
         if name not in options:
-            advice = closest(name, options)
-            meant_for.add(advice.removeprefix("Did you mean ").removesuffix("?"))
+            near = nearest(name, options)
+            meant_for.add(near)
+            advice = f"Did you mean {near}?" if near else f"It knows {', '.join(sorted(map(str, options)))}."
             yield f"{place} has the unknown key {name} on @. {advice}"
         elif value[name] is not None or options[name].get("required"):
             yield from problems(part(place, name), {"description": "", **options[name]}, value[name], strict)
@@ -378,6 +363,6 @@ def share_problems(shares: Mapping[str, Any], claims: Iterable[str]) -> Iterator
     if not shares:
         return
     for service in sorted(set(claims) - set(shares)):
-        near = difflib.get_close_matches(service, sorted(set(shares) - set(claims)), n=1, cutoff=0.6)
-        advice = f"Is {near[0]} meant for it?" if near else "Add one."
+        near = nearest(service, set(shares) - set(claims))
+        advice = f"Is {near} meant for it?" if near else "Add one."
         yield f"site_memory_shares has no share for {service}, which runs on @. {advice}"

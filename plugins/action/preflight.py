@@ -89,6 +89,7 @@ def read_yaml(path: Path) -> Any:
     return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
+@functools.cache
 def role_variables(kit: Path = KIT) -> dict[str, dict[str, Any]]:
     """The description of every role's variable, as its argument specs have it."""
     found: dict[str, dict[str, Any]] = {}
@@ -99,6 +100,7 @@ def role_variables(kit: Path = KIT) -> dict[str, dict[str, Any]]:
     return found
 
 
+@functools.cache
 def defaults(kit: Path = KIT) -> dict[str, Any]:
     """What the wiring sets, settings' defaults included, as it is written."""
     return {name: value for path in (kit / "group_vars/all").glob("*.yml") for name, value in read_yaml(path).items()}
