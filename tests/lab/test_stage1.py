@@ -115,10 +115,11 @@ def test_broken_release_leaves_the_old_one_serving(lab, tmp_path):
     assert "this release cannot serve" in done.stdout + done.stderr
     assert release(lab) == before
     assert lab.ssh("web1", "systemctl --failed --no-legend --plain").stdout.strip() == ""
-    # What it left half-way is known by its lock, which a refusal does not take away.
+    # What it left half-way is known by its lock; a run that goes on from there and is refused keeps the lock, as its own.
+    assert "the deploy of" in lock_of(lab)
     refused = lab.play("rollback.yml", "-e", "to=nosuchrelease", check=False)
     assert "The deploy lock is kept" in lab.said(refused)
-    assert "the deploy of" in lock_of(lab)
+    assert "a rollback" in lock_of(lab)
     lab.play("lock.yml", "-e", "state=off")
 
 
