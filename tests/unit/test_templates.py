@@ -6,6 +6,7 @@ import ast
 import configparser
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -212,6 +213,27 @@ def test_a_default_setting_yields_to_the_projects_own_key_by_key() -> None:
         "visibility_timeout": 3600,
         "x": 1,
     }
+
+
+def test_databases_of_the_kit_keep_how_the_projects_code_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    [text] = [file.text for file in written("django", 1) if file.dest.endswith("stepladder_settings.py")]
+    chosen = [
+        node
+        for node in ast.parse(text).body
+        if (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DATABASES")
+        or (isinstance(node, ast.For) and "DATABASES" in ast.unparse(node.iter))
+    ]
+    monkeypatch.setenv("SITE_DATABASE_PASSWORD_DEFAULT", "secret")
+    own = {"ATOMIC_REQUESTS": True, "TIME_ZONE": "Asia/Tokyo", "HOST": "elsewhere", "OPTIONS": {"sslmode": "disable"}}
+
+    def default(**project: object) -> dict[str, object]:
+        found: dict = {"_project": project, "_os": os}
+        exec(compile(ast.Module(chosen, []), "overlay", "exec"), found)
+        return found["DATABASES"]["default"]
+
+    plain, kept = default(), default(DATABASES={"default": own, "other": own})
+    assert "ATOMIC_REQUESTS" not in plain
+    assert kept == {**plain, "ATOMIC_REQUESTS": True, "TIME_ZONE": "Asia/Tokyo"}
 
 
 @pytest.mark.parametrize(
