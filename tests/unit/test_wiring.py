@@ -432,6 +432,22 @@ def test_playbooks_are_accepted_for_the_example() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_the_kit_keeps_beside_the_inventory_is_not_read_as_hosts(make_inventory: Callable[..., Path]) -> None:
+    inventory = make_inventory({"web": ["one"], "database": ["one"]})
+    for name, text in (
+        ("secrets/database_password", "s3cret"),
+        ("secrets/ca/ca.key", "-----BEGIN"),
+        ("artifacts/p1", "x"),
+    ):
+        (inventory / name).parent.mkdir(parents=True, exist_ok=True)
+        (inventory / name).write_text(f"{text}\n")
+    asked = inventory.parent / "asked.yml"
+    asked.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": []}]))
+    done = run_playbook(asked, inventory, "--list-hosts")
+    assert re.search(r"hosts \(1\):\s+one\s*$", done.stdout), done.stdout
+    assert "WARNING" not in done.stderr, done.stderr
+
+
 def test_edge_sends_requests_to_every_web_host_over_verified_tls(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory, "behind an edge")
     backends = site.value("edge1", "haproxy_backends")
