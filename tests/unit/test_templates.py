@@ -224,7 +224,13 @@ def test_databases_of_the_kit_keep_how_the_projects_code_works(monkeypatch: pyte
         or (isinstance(node, ast.For) and "DATABASES" in ast.unparse(node.iter))
     ]
     monkeypatch.setenv("SITE_DATABASE_PASSWORD_DEFAULT", "secret")
-    own = {"ATOMIC_REQUESTS": True, "TIME_ZONE": "Asia/Tokyo", "HOST": "elsewhere", "OPTIONS": {"sslmode": "disable"}}
+    own = {
+        "ATOMIC_REQUESTS": True,
+        "AUTOCOMMIT": False,
+        "TIME_ZONE": "Asia/Tokyo",
+        "HOST": "elsewhere",
+        "OPTIONS": {"sslmode": "disable"},
+    }
 
     def default(**project: object) -> dict[str, object]:
         found: dict = {"_project": project, "_os": os}
@@ -233,7 +239,7 @@ def test_databases_of_the_kit_keep_how_the_projects_code_works(monkeypatch: pyte
 
     plain, kept = default(), default(DATABASES={"default": own, "other": own})
     assert "ATOMIC_REQUESTS" not in plain
-    assert kept == {**plain, "ATOMIC_REQUESTS": True, "TIME_ZONE": "Asia/Tokyo"}
+    assert kept == {**plain, "ATOMIC_REQUESTS": True, "AUTOCOMMIT": False, "TIME_ZONE": "Asia/Tokyo"}
 
 
 @pytest.mark.parametrize(
