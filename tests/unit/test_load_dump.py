@@ -25,7 +25,8 @@ def refusal(make_inventory: Callable[..., Path], tmp_path: Path, monkeypatch: py
     play["tasks"] = play["tasks"][: names.index("Refuse to replace rows unasked") + 1]
     play["become"] = False
     for task in play["tasks"]:
-        task.pop("become_user", None)
+        for key in ("become", "become_user"):
+            task.pop(key, None)
     (tmp_path / "files").symlink_to(ROOT / "playbooks/files")
     (tmp_path / "look.yml").write_text(yaml.safe_dump([play]))
     (tmp_path / "shop.dump").write_text("a dump")
