@@ -22,7 +22,7 @@ CLASSES = {
     loader.action_loader: ("assert", "normal", "set_fact"),
     loader.connection_loader: ("local", "ssh"),
     loader.become_loader: ("sudo",),
-    loader.lookup_loader: ("file", "template"),
+    loader.lookup_loader: ("file",),
     loader.shell_loader: ("sh",),
 }
 

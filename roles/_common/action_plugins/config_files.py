@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import lookup_loader
+from ansible.template import trust_as_template
 
 TASK_KEYS = {"files", "directories", "owner", "group", "mode", "verify"}
 FILE_KEYS = {
@@ -19,6 +20,7 @@ FILE_KEYS = {
     "validate", "secret", "effect", "once",
 }  # fmt: skip
 DIRECTORY_KEYS = {"path", "owner", "group", "mode", "state"}
+MANAGED = "Ansible managed"  # what Ansible itself says in its templates unless ansible_managed is set
 SOURCES = ("template", "content", "link")
 
 
@@ -128,12 +130,20 @@ class ActionModule(ActionBase):
         return file
 
     def _render(self, template: str, extra: dict[str, Any], dest: str, task_vars: dict[str, Any]) -> str:
-        lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
+        """The text of a template; its variables are not copied deeply as the lookup of that name does for each file."""
+        places = [
+            str(place) for path in task_vars.get("ansible_search_path", []) for place in (f"{path}/templates", path)
+        ]
         try:
-            rendered = lookup.run([template], variables=task_vars, template_vars=dict(extra))
+            source = self._find_needle("templates", template)
+            templar = self._templar.copy_with_new_env(
+                searchpath=[*places, os.path.dirname(source)],
+                available_variables={"ansible_managed": MANAGED, **task_vars, **extra},
+            )
+            text = trust_as_template(self._loader.get_text_file_contents(source))
+            return str(templar.template(text, escape_backslashes=False, overrides={"trim_blocks": True}))
         except Exception as error:
             raise AnsibleActionFail(f"config_files: {template} for {dest}: {error}") from error
-        return str(rendered[0])
 
     @staticmethod
     def _refuse_twice(files: list[dict[str, Any]]) -> None:
