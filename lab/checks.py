@@ -24,18 +24,18 @@ LINTERS = {
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
 
-def run(lab: Lab, part: str | None, name: str | None, debian: str) -> int:
+def run(lab: Lab, part: str | None, name: str | None, debian: str, long: bool = False) -> int:
     """Run the parts asked for (all without one), only what has `name` in its name; gives the exit code."""
     results = Results()
     asked = [part] if part else list(PARTS)
-    if "lint" in asked:
-        lint(lab, name, results)
-    if "unit" in asked:
-        pytest(lab, "unit", name, results, {})
-    # The lab's tests mostly wait, and are the longest job: they start first and have a lane to themselves.
+    # The lab's tests are the longest job: they start first and have a lane to themselves.
     jobs: list[Callable[[], None]] = []
     if "lab" in asked:
-        jobs.append(lambda: guarded("lab tests", lambda: whole_stage(lab, name, debian, results), results))
+        jobs.append(lambda: guarded("lab tests", lambda: whole_stage(lab, name, debian, results, long), results))
+    if "lint" in asked:
+        jobs.append(lambda: lint(lab, name, results))
+    if "unit" in asked:
+        jobs.append(lambda: pytest(lab, "unit", name, results, {}))
     if "roles" in asked:
         guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results)), results)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -117,14 +117,17 @@ def roles(lab: Lab, name: str | None, debian: str, results: Results) -> list[Cal
     return [partial(runner.run, scenario, results) for scenario in chosen]
 
 
-def whole_stage(lab: Lab, name: str | None, debian: str, results: Results) -> None:
-    """Run tests/lab in a lab that is made for them and removed afterwards; a failure shows the failed units first."""
+def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long: bool) -> None:
+    """Run tests/lab in a lab that is made for them and removed afterwards; those marked as long only when asked to.
+
+    A failure shows the failed units first.
+    """
     own = Lab(f"{lab.name}-test", lab.root)
     client = commands.connect()
     hosts.remove_lab(client, own.name)
     own.forget()
     failed = results.failed
-    more = {"STEPLADDER_LAB": own.name, "STEPLADDER_DEBIAN": debian}
+    more = {"STEPLADDER_LAB": own.name, "STEPLADDER_DEBIAN": debian, "STEPLADDER_LONG": "yes" if long else ""}
     try:
         pytest(lab, "lab", name, results, more)
         if results.failed > failed:

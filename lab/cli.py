@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     one = found.add_parser("test", help="run the tests: all of them, or lint, unit, roles or lab")
     one.add_argument("part", nargs="?", choices=TESTS)
     one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
+    one.add_argument("--long", action="store_true", help="the lab's long tests too; before a release, say")
     one.add_argument("--debian", **debian)
 
     one = found.add_parser("bench", help="measure calls, times, requests and transactions a second")
@@ -127,7 +128,7 @@ def act(lab: Lab, chosen: argparse.Namespace) -> int:
         case "test":
             from lab import checks
 
-            return checks.run(lab, chosen.part, chosen.name, chosen.debian or commands.DEFAULT_DEBIAN)
+            return checks.run(lab, chosen.part, chosen.name, chosen.debian or commands.DEFAULT_DEBIAN, chosen.long)
         case _:
             from lab import bench
 

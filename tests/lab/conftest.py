@@ -190,6 +190,13 @@ def visitors(lab: Lab) -> Visitors:
     return Visitors(lab)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("STEPLADDER_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long; ./ladder test --long runs it"))
+
+
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     # `./ladder test lab` sets the lab's name and the Debian version, makes the lab and takes it down.

@@ -113,6 +113,7 @@ def test_clients_address_reaches_the_application_and_cannot_be_forged(grown):
     assert json.loads(lab.ssh("edge1", read).stdout)["request_id"] == line["request_id"]
 
 
+@pytest.mark.long
 def test_web_hosts_are_closed_but_to_the_edge_once_the_names_lead_there(grown, visitors):
     lab, _ = grown
     assert lab.at("web1", "/healthz").status == 200, "the names may still lead to it"
@@ -198,6 +199,7 @@ def test_restart_that_a_stage_run_needs_is_done_behind_a_drain(grown, visitors):
         assert f"Drain {host}" in lab.said(done) and f"Readmit {host}" in lab.said(done)
 
 
+@pytest.mark.long
 def test_a_web_host_leaves_and_comes_back_and_nobody_notices(grown):
     lab, _ = grown
     lab.ladder("drill", "remove-web", seconds=1200)
