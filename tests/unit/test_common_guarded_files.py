@@ -157,7 +157,7 @@ def test_nothing_in_effect_is_a_difference_too(host):
 def test_refused_by_its_program_before_anything_changes(host):
     before = host.state()
     files = [host.entry(host.file, "new"), host.entry(host.fresh, "bad", validate="grep -q good %s")]
-    with pytest.raises(library.Refused, match=r"new.conf was refused by `grep -q good %s`: .* Nothing was changed"):
+    with pytest.raises(library.Refused, match=r"new.conf was refused by `grep -q good %s`: .* The old files stay"):
         host.guard(files=files).compare()
     assert host.state() == before
 
@@ -277,11 +277,11 @@ def test_a_run_that_was_cut_short_is_a_change_and_the_next_starts_from_what_work
 
 def test_no_way_back_no_change(host):
     before = host.state()
-    with pytest.raises(library.Refused, match="failed: disk full. Nothing was changed"):
+    with pytest.raises(library.Refused, match="failed: disk full. The old files stay"):
         host.guard(snapshot="echo disk full; false").apply()
     assert not host.guard().pending()
     (host.folder / "bin/systemd-run").write_text("#!/bin/sh\necho no bus; exit 1\n")
-    with pytest.raises(library.Refused, match="no timer could be set .*: no bus. Nothing was changed"):
+    with pytest.raises(library.Refused, match="no timer could be set .*: no bus. The old files stay"):
         host.guard().apply()
     (host.folder / "bin/systemd-run").write_text(SYSTEMD_RUN)
     settled(host)
@@ -348,7 +348,7 @@ def test_check_mode_compares_only(host):
 
 def test_without_a_way_in_today_nothing_is_tried(host):
     before = host.state()
-    with pytest.raises(AnsibleActionFail, match=r"does not work even now \(refused\).* Nothing was changed. Do this."):
+    with pytest.raises(AnsibleActionFail, match=r"does not work even now \(refused\).* The old files stay. Do this."):
         Action(host, ["refused"], advice="Do this.").run()
     assert host.state() == before
 

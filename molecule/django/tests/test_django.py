@@ -498,7 +498,7 @@ def test_rollback_refuses_what_cannot_be_undone_and_old_releases_go(host: Any, n
     assert notes.releases == sorted([older, newest])
     before = notes.state()
     said = refused("going back from", playbook="rollback.yml", **notes.given).stdout
-    assert "notes.0002_stars (" in said and "Nothing was changed" in said
+    assert "notes.0002_stars (" in said and "What is live stays live" in said
     assert notes.state() == before
 
 
@@ -551,7 +551,7 @@ def test_branch_is_fetched_with_a_login_and_a_wrong_key_is_refused(host: Any) ->
     before = live(host, "blog")
     known = host.file("/root/known_hosts").content_string
     wrong = {**GIVEN["blog"]["django_source"], "deploy_key": "wrong", "known_hosts": known}
-    said = refused("could not be fetched. Nothing was changed.", site="blog", django_source=wrong).stdout
+    said = refused("could not be fetched. What is live stays live.", site="blog", django_source=wrong).stdout
     assert "Permission denied" in said or "error in libcrypto" in said
     assert live(host, "blog") == before
     source = {

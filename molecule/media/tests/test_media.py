@@ -367,5 +367,5 @@ def test_values_that_cannot_work_are_all_refused_at_once(host):
     for words in (words for _, words in WRONG.values()):
         assert words in said[0]
     assert "0 tokens" in said[1] and "1 tokens, 1 of them unfit" in said[2] and "/srv/../etc" in said[3]
-    assert all(words.count("Nothing was changed") == 1 for words in said)
+    assert all(words.count("media changed nothing") == 1 for words in said)
     assert host.run("cat /etc/systemd/system/media-* /etc/passwd").stdout == before

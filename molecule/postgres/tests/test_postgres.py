@@ -254,7 +254,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"postgres_roles": [{"name": "shop", "password": "a\nb"}]}, "line break"),
     ({"postgres_databases": [{"name": "shop", "owner": "shop", "encoding": "LATIN1"}]}, "has the encoding UTF8"),
     ({"postgres_version": "9.6"}, "15 and later"),
-    ({"postgres_version": "16"}, f"is version {VERSION}, postgres_version asks for 16. Nothing was changed."),
+    ({"postgres_version": "16"}, f"is version {VERSION}, postgres_version asks for 16. postgres changed nothing."),
 ]
 
 
@@ -387,7 +387,7 @@ def test_data_without_checksums_is_refused(host: Any) -> None:
     try:
         before = sql(host, "select pg_postmaster_start_time()", port=5433)
         run = play(postgres_cluster="second", postgres_port=5433)
-        assert run["rc"] != 0 and f"the data in {data} has no page checksums. Nothing was changed." in run["words"]
+        assert run["rc"] != 0 and f"the data in {data} has no page checksums. postgres changed nothing." in run["words"]
         assert "pg_checksums --enable" in run["words"]
         assert sql(host, "select pg_postmaster_start_time()", port=5433) == before
     finally:

@@ -72,7 +72,7 @@ class ActionModule(ActionBase):
             how = " with a key" if key_only else ""
             raise AnsibleActionFail(
                 f"{args['name']}: a second SSH connection to {where}{how} does not work even now ({refused}), so a way "
-                f"back in could not be proved. Nothing was changed. {args.get('advice', '')}".strip()
+                f"back in could not be proved. The old files stay. {args.get('advice', '')}".strip()
             )
         applied = self._stage("apply")
         if applied.get("failed"):
@@ -152,6 +152,6 @@ class ActionModule(ActionBase):
             )
         if int(args.get("seconds", SHORTEST_SECONDS)) < SHORTEST_SECONDS:
             raise AnsibleActionFail(
-                f"{args['name']}: {args['seconds']} seconds are too short to prove a way back in. Nothing was changed. "
+                f"{args['name']}: {args['seconds']} seconds are too short to prove a way back in. The old files stay. "
                 f"Allow at least {SHORTEST_SECONDS}."
             )

@@ -160,7 +160,7 @@ class Plan:
         self.wanted = item["content"].encode("utf-8") if item["content"] is not None else None
         if self.now.kind in ("directory", "special"):
             raise Refused(
-                "%s is a %s, not a file. Nothing was changed. Move it away first." % (self.dest, self.now.kind)
+                "%s is a %s, not a file. No file was replaced. Move it away first." % (self.dest, self.now.kind)
             )
         self.staged = None
 
@@ -202,7 +202,7 @@ class Plan:
             code, output = run(validate.replace("%s", shlex.quote(self.staged)))
             if code:
                 raise Refused(
-                    "the new %s was refused by `%s`: %s. Nothing was changed."
+                    "the new %s was refused by `%s`: %s. No file was replaced."
                     % (self.dest, validate, output or "no words")
                 )
 
@@ -293,7 +293,7 @@ def plan_directory(item, check, undo):
         info = os.stat(path)
         now.kind, now.mode, now.uid, now.gid = "directory", stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
     if now.kind not in ("none", "directory"):
-        raise Refused("%s is not a directory. Nothing was changed. Move it away first." % path)
+        raise Refused("%s is not a directory. No file was replaced. Move it away first." % path)
     uid, gid = owner_ids(item, check)
     if now.kind == "directory" and (now.uid, now.gid, now.mode) == (uid, gid, mode):
         return None

@@ -158,7 +158,7 @@ class Guard:
             os.unlink(path)
         if code:
             raise Refused(
-                "the new %s was refused by `%s`: %s. Nothing was changed."
+                "the new %s was refused by `%s`: %s. The old files stay."
                 % (item["dest"], command, output or "no words")
             )
 
@@ -203,9 +203,7 @@ class Guard:
         if self.payload["snapshot"]:
             code, output = run(self.payload["snapshot"], folder)
             if code:
-                raise Refused(
-                    "`%s` failed: %s. Nothing was changed." % (self.payload["snapshot"], output or "no words")
-                )
+                raise Refused("`%s` failed: %s. The old files stay." % (self.payload["snapshot"], output or "no words"))
         # While the host boots nothing has read the files yet, and a service that waits for this one cannot be reloaded.
         lines += ['if [ "$1" = boot ]; then systemctl daemon-reload; else', self.payload["restore"] or ":", "fi"]
         lines += ["code=$?", "cd /", "rm -rf %s" % shlex.quote(self.folder + ".back"),
@@ -224,7 +222,7 @@ class Guard:
             self.disarm_boot()
             shutil.rmtree(self.folder)
             raise Refused(
-                "no timer could be set that would put the old configuration back: %s. Nothing was changed." % output
+                "no timer could be set that would put the old configuration back: %s. The old files stay." % output
             )
 
     def arm_boot(self):

@@ -8,7 +8,7 @@ module: base_host
 short_description: Bring administrators' accounts into their states, and tell what the host is like
 description:
   - Makes, unlocks, locks or deletes accounts and sets their additional groups. Keys and sudo rules are files, and not its business.
-  - An account that is not listed is never touched. Nothing is changed when one of the accounts may not be.
+  - An account that is not listed is never touched. When one of the accounts may not be changed, none is.
   - Returns what the role's other tasks must know (C(own_clock), C(own_kernel), C(ssh_client), C(ssh_port), C(locale_ready), C(locale_file),
     C(timezone_file)).
 options:

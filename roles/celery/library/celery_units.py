@@ -562,7 +562,7 @@ def main():
     try:
         held = lock(f"/run/celery-{site.name}.lock")
         if held is None:
-            raise Refused("another run works at this site on this host. Nothing was changed. Run it again.")
+            raise Refused("another run works at this site on this host. This one did not begin. Run it again.")
         fleet.look()
         difference = fleet.difference()
         changed = fleet.bring()

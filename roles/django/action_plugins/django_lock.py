@@ -43,9 +43,9 @@ def refusal(found: dict[str, Any]) -> str:
     where = f" from {found['controller']}" if found.get("controller") else ""
     held = f"{found.get('who') or 'somebody'} holds the deploy lock{where} since {found.get('since')}: {found.get('what')}{why}"
     if found["id"] == BY_HAND:
-        return f"django: {held}. Nothing was changed. When the reason is gone: playbooks/lock.yml -e state=off"
+        return f"django: {held}. No release was touched. When the reason is gone: playbooks/lock.yml -e state=off"
     return (
-        f"django: {held}. Nothing was changed. Wait until that run has ended. If it has died, and you have seen to that, "
+        f"django: {held}. No release was touched. Wait until that run has ended. If it has died, and you have seen to that, "
         "let go of its lock: playbooks/lock.yml -e state=off"
     )
 

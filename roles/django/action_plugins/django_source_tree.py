@@ -97,14 +97,14 @@ class ActionModule(ActionBase):
             archive = artifacts / f"{args['revision']}.tar.gz"
             if not archive.is_file():
                 raise AnsibleActionFail(
-                    f"django: the revision {args['revision']} is not among the artifacts in {artifacts}. Nothing was changed. "
+                    f"django: the revision {args['revision']} is not among the artifacts in {artifacts}. What is live stays live. "
                     "Leave django_version empty to deploy the directory as it is now."
                 )
             return {**result, "changed": False, "revision": str(args["revision"]), "archive": str(archive)}
         root = Path(str(args["path"])).expanduser()
         if not root.is_dir():
             raise AnsibleActionFail(
-                f"django: the source directory {root} is not there. Nothing was changed. Set django_source.path."
+                f"django: the source directory {root} is not there. What is live stays live. Set django_source.path."
             )
         files = tree(root, [*EXCLUDED, *(str(pattern) for pattern in args.get("exclude") or [])])
         revision = revision_of(root, files)

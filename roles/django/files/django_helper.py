@@ -115,7 +115,7 @@ class OneAtATime:
                     )
                     raise Refused(
                         f"another migration of this database runs (its lock is held by PostgreSQL process "
-                        f"{cursor.fetchone()[0]}) and did not end within {self.wait} seconds. Nothing was changed. "
+                        f"{cursor.fetchone()[0]}) and did not end within {self.wait} seconds. It was left alone. "
                         f"Run again when it has ended."
                     )
                 time.sleep(0.5)
@@ -252,7 +252,7 @@ def main() -> int:
     except Refused as refusal:
         answer = {"refused": str(refusal)}
     except DatabaseError as error:
-        answer = {"refused": f"the database does not do what was asked: {error}".strip() + " Nothing was changed."}
+        answer = {"refused": f"the database does not do what was asked: {error}".strip()}
     # On a line of its own: the project may have printed something, and may print more when it ends.
     print("\nstepladder: " + json.dumps(answer))
     return 0

@@ -123,7 +123,8 @@ def activate(given):
         "%s/config/%s" % (base, config)
     ):
         raise Refused(
-            "django: the release %s with the settings %s is not on this host. Nothing was changed." % (release, config)
+            "django: the release %s with the settings %s is not on this host. What is live stays live."
+            % (release, config)
         )
     entry = entry_of(given, previous, previous_config, entries)
     link_union("%s/releases/%s/static" % (base, release), base + "/shared/static", replace=True)

@@ -41,7 +41,7 @@ def refresh(access, mirror, url):
     refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
     access.git(
         ["-C", mirror, "fetch", "--quiet", "--prune", "--no-write-fetch-head", "origin", *refs],
-        "django: the repository %s could not be fetched. Nothing was changed. Check django_source.git, its deploy_key "
+        "django: the repository %s could not be fetched. What is live stays live. Check django_source.git, its deploy_key "
         "and known_hosts" % URL_CREDENTIALS.sub("", url),
     )
 
@@ -52,7 +52,7 @@ def resolve(access, mirror, version):
         answer = access.git(["-C", mirror, "ls-remote", "origin", "HEAD"], "django: the repository does not answer")
         if answer.strip():
             return answer.split()[0]
-        raise Refused("django: the repository has no default branch. Nothing was changed. Set django_version.")
+        raise Refused("django: the repository has no default branch. What is live stays live. Set django_version.")
     for name in ("refs/tags/" + version, "refs/heads/" + version, version):
         code, out, _said = access.runner.run(
             ["git", "-C", mirror, "rev-parse", "--verify", "--quiet", name + "^{commit}"]
@@ -60,7 +60,7 @@ def resolve(access, mirror, version):
         if code == 0 and COMMIT.match(out.strip()):
             return out.strip()
     raise Refused(
-        "django: the repository has no branch, tag or commit named %s. Nothing was changed. "
+        "django: the repository has no branch, tag or commit named %s. What is live stays live. "
         "Push it, or set django_version to one that is there." % version
     )
 

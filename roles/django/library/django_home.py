@@ -80,7 +80,7 @@ def directory(path, user, group, mode, check):
         os.makedirs(path)
     else:
         if not stat.S_ISDIR(info.st_mode):
-            raise Refused("django: %s is not a directory. Nothing was changed. Move it away first." % path)
+            raise Refused("django: %s is not a directory. It was left alone. Move it away first." % path)
         if (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (uid, gid, mode):
             return False
     if check:

@@ -34,7 +34,7 @@ def choose(entries, live, known):
         else "there is none"
     )
     raise Refused(
-        "django: no release to go back to from %s: %s. Nothing was changed. "
+        "django: no release to go back to from %s: %s. What is live stays live. "
         "Deploy the version that you want, or raise django_keep_releases." % (live or "nothing", found)
     )
 
@@ -51,14 +51,14 @@ class Comparison:
     def undone(self, newer, older):
         """The migrations that going back from one to the other undoes. Raises Refused when one cannot be."""
         base, undo = self.given["directory"], []
-        what = "django: the migrations between the releases could not be compared. Nothing was changed"
+        what = "django: the migrations between the releases could not be compared. What is live stays live"
         for database in self.given["databases"]:
             names = ask(self.runner(older), base, older, "names", what, database=database)["names"]
             between = ask(self.runner(newer), base, newer, "unknown", what, database=database, known=names)
             if between["irreversible"]:
                 words = "; ".join("%s (%s)" % pair for pair in sorted(between["irreversible"].items()))
                 raise Refused(
-                    "django: going back from %s to %s needs migrations undone that cannot be: %s. Nothing was changed. "
+                    "django: going back from %s to %s needs migrations undone that cannot be: %s. What is live stays live. "
                     "Deploy a version that repairs what is wrong, or restore a backup." % (newer, older, words)
                 )
             undo += between["undo"]
@@ -80,7 +80,7 @@ def plan(given):
     base, now = given["directory"], state(given["directory"])
     live, config, known = now["live"], now["live_config"], now["releases"]
     if not live:
-        raise Refused("django: no release is live on this host. Nothing was changed. Deploy one first.")
+        raise Refused("django: no release is live on this host. Deploy one first.")
     entries, comparison = log_entries(base), Comparison(given, config)
     if not given["to"] or given["to"] == live:
         source, undo = unfinished(entries, live, known, comparison)
@@ -89,7 +89,7 @@ def plan(given):
     target = given["to"] or choose(entries, live, known)
     if target not in known:
         raise Refused(
-            "django: the release %s is not on this host; it has %s. Nothing was changed. "
+            "django: the release %s is not on this host; it has %s. What is live stays live. "
             "Set django_rollback_to to one of them." % (target, ", ".join(known))
         )
     undo = comparison.undone(live, target) if target != live else []

@@ -416,7 +416,7 @@ class Switch:
         if serving:
             after = "It is the live release, so it was left as it is."
         elif live:
-            after = "Nothing was changed: %s keeps serving, and what was started has been removed." % live
+            after = "%s keeps serving, and what was started has been removed." % live
         else:
             after = "It was removed again; nothing is live yet."
         message = "gunicorn: %s did not go live: %s.\n%s\nIts last log lines:\n%s" % (
@@ -561,7 +561,7 @@ def main():
         held = lock(f"{site.state}/lock")
         if held is None:
             raise Refused(
-                "gunicorn: another run is switching this site on this host. Nothing was changed. Run it again."
+                "gunicorn: another run is switching this site on this host. This one did not begin. Run it again."
             )
         changed = switch.run()
         held.close()

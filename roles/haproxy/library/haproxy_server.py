@@ -242,7 +242,7 @@ def refuse_the_last(instance, name):
     up = [path(row) for row in rows if row["pxname"] == backend and is_up(row)]
     if up == [name]:
         raise Refused(
-            "%s is the last server that is up; drained, nobody would be answered. Nothing was changed. "
+            "%s is the last server that is up; drained, nobody would be answered. It stays up. "
             "Readmit another one first, or set haproxy_drain_last: true." % name
         )
 

@@ -108,7 +108,7 @@ def main():
             result = "changed"
         if result == "missing":
             module.fail_json(
-                msg="pgbouncer: the role %s is not there. Nothing was changed. Make it first (with the role postgres: an entry "
+                msg="pgbouncer: the role %s is not there. The database was left alone. Make it first (with the role postgres: an entry "
                 "in postgres_roles, and CONNECT on %s in postgres_privileges)." % (role, database)
             )
         if result is None and module.check_mode and 'database "%s" does not exist' % database in words:

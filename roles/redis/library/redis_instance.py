@@ -108,7 +108,7 @@ class Instance(Place):
             )
         except Refused as refusal:
             raise Refused(
-                "redis: %s does not take the new configuration of %s: %s. Nothing was changed. Correct redis_settings, "
+                "redis: %s does not take the new configuration of %s: %s. The old one stays. Correct redis_settings, "
                 "redis_users or the TLS files." % (self.program, self.name, refusal)
             )
 

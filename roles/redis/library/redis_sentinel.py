@@ -62,7 +62,7 @@ class Sentinel(Place):
             )[1]  # fmt: skip
         except Refused as refusal:
             raise Refused(
-                "redis: %s does not take the new configuration of %s: %s. Nothing was changed. Correct redis_users or the "
+                "redis: %s does not take the new configuration of %s: %s. The old one stays. Correct redis_users or the "
                 "TLS files." % (self.program, self.name, refusal)
             )
 

@@ -77,7 +77,7 @@ class Place:
                     raise Loading(str(error))
         client.close()
         raise Refused(
-            "redis: %s takes neither the password in %s/local nor redis_admin_password. Nothing was changed. Restart %s: it "
+            "redis: %s takes neither the password in %s/local nor redis_admin_password. The server was left alone. Restart %s: it "
             "then reads its users from %s/users.acl." % (self.unit, self.etc, self.unit, self.etc)
         )
 
