@@ -11,7 +11,7 @@ from pathlib import Path
 from lab import ansible, artifacts, commands, hosts, scenarios
 from lab.machine import MachineError, tail
 from lab.model import Lab
-from lab.report import Results, console, results_table, step
+from lab.report import Progress, Results, console, results_table, step
 
 PARTS = ("lint", "unit", "roles", "lab")
 SIDE_BY_SIDE = 2  # as many as the cores of a small machine; a third makes all of them slower
@@ -21,6 +21,7 @@ LINTERS = {
     "yamllint": ["yamllint", "--strict", "."],
     "ansible-lint": ["ansible-lint", "--offline", "--strict", "--nocolor"],
 }
+KIT_INVENTORIES = ("example", "lab")
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
 
@@ -61,9 +62,16 @@ def lint(lab: Lab, name: str | None, results: Results) -> None:
     for title, command in LINTERS.items():
         if name is None or name in title:
             log = lab.logs / f"{title.replace(' ', '-')}.log"
-            code = timed(title, [str(ansible.BIN / command[0]), *command[1:]], log, results)
+            more = own_inventories(lab.root) if title == "ansible-lint" else []
+            code = timed(title, [str(ansible.BIN / command[0]), *command[1:], *more], log, results)
             if code != 0 and title == "ruff format":
                 console.print("ruff format . (in .venv/bin) writes them as they should be.", markup=False)
+
+
+def own_inventories(root: Path) -> list[str]:
+    """The options that keep ansible-lint from a person's own inventories; its settings know no "all but these"."""
+    own = [path.name for path in sorted((root / "inventories").iterdir()) if path.name not in KIT_INVENTORIES]
+    return [word for name in own for word in ("--exclude", f"inventories/{name}")]
 
 
 def timed(title: str, command: list[str], log: Path, results: Results) -> int:
@@ -71,6 +79,8 @@ def timed(title: str, command: list[str], log: Path, results: Results) -> int:
     started = time.monotonic()
     with step(title) as update:
         code, output = ansible.run_logged(command, log, update)
+        if code != 0:
+            update.outcome = Progress.FAILED
     if code != 0:
         console.print(f"{' '.join(command)} ended with {code} (log: {log}):\n{tail(output, 60)}", markup=False)
     results.add(title, time.monotonic() - started, code == 0)
@@ -91,6 +101,8 @@ def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict
     started = time.monotonic()
     with step(f"{folder} tests") as update:
         code, output = ansible.run_logged(command, log, update, more)
+        if code != 0:
+            update.outcome = Progress.NOTHING if code == NO_TESTS and name else Progress.FAILED
     if code == NO_TESTS and name:
         return
     if code != 0:

@@ -35,16 +35,33 @@ def parser() -> argparse.ArgumentParser:
 
     found.add_parser("status", help="show the lab's hosts, addresses and site")
 
-    one = found.add_parser("ssh", help="log in to a host, or run one command there")
-    one.add_argument("host")
-    one.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
+    one = found.add_parser(
+        "ssh",
+        help="log in to a host, or run one command there",
+        usage="./ladder ssh HOST [COMMAND ...]",
+        epilog="Example: ./ladder ssh web1 systemctl status nginx",
+    )
+    one.add_argument("host", metavar="HOST", help="a host of the lab, as ./ladder status names it")
+    one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run; nothing opens a shell")
 
-    one = found.add_parser("logs", help="show a host's journal, or one unit's")
-    one.add_argument("host")
-    one.add_argument("unit", nargs="?")
+    one = found.add_parser(
+        "logs",
+        help="show a host's journal, or one unit's",
+        usage="./ladder logs HOST [UNIT]",
+        epilog="Example: ./ladder logs web1 nginx",
+    )
+    one.add_argument("host", metavar="HOST", help="a host of the lab, as ./ladder status names it")
+    one.add_argument("unit", nargs="?", metavar="UNIT", help="one of its systemd units; without it all of the journal")
 
-    one = found.add_parser("play", help="ansible-playbook with the lab's inventory and your arguments")
-    one.add_argument("arguments", nargs=argparse.REMAINDER)
+    one = found.add_parser(
+        "play",
+        help="ansible-playbook with the lab's inventory and your arguments",
+        usage="./ladder play PLAYBOOK [OPTION ...]",
+        epilog="Example: ./ladder play playbooks/deploy.yml -e version=v2",
+    )
+    one.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="PLAYBOOK [OPTION ...]", help="as ansible-playbook takes them"
+    )
 
     one = found.add_parser("traffic", help="visitors at a constant rate, and what became of their orders")
     one.add_argument("--seconds", type=int, default=rehearsal.DEFAULT_SECONDS, help="for how long (%(default)s)")

@@ -226,9 +226,21 @@ def ssh(lab: Lab, host: str, words: list[str]) -> int:
 
 
 def logs(lab: Lab, host: str, unit: str | None) -> int:
-    """Show the end of a host's journal, of one unit or of all."""
-    words = ["sudo", "journalctl", "--no-pager", "-n", "100", *(["-u", shlex.quote(unit)] if unit else [])]
-    return ssh(lab, host, words)
+    """Show the end of a host's journal, of one unit or of all; raises MachineError for a unit that is not there."""
+    words = ["sudo", "journalctl", "--no-pager", "-n", "100"]
+    if not unit:
+        return ssh(lab, host, words)
+    command = [*lab.ssh_command(host), "--"]
+    done = subprocess.run([*command, *words, "--quiet", "-u", shlex.quote(unit)], stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="")
+    if done.returncode or done.stdout:
+        return done.returncode
+    if subprocess.run([*command, "systemctl", "cat", "--", shlex.quote(unit)], capture_output=True).returncode:
+        raise MachineError(
+            f"The host {host} has no unit {unit}. Those that it has: ./ladder ssh {host} systemctl list-units --all"
+        )
+    console.print(f"The journal of {host} has nothing of {unit} yet.", markup=False)
+    return 0
 
 
 def play(lab: Lab, arguments: list[str]) -> int:

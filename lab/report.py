@@ -14,8 +14,6 @@ from rich.table import Table
 # Without a terminal (a pipe, CI) rich would cut tables at 80 columns.
 console = Console(width=None if Console().is_terminal else 120, highlight=False)
 
-Update = Callable[[str], None]
-
 
 @dataclass
 class Result:
@@ -72,14 +70,29 @@ def results_table(results: Results) -> Table:
     return table(["step", "result", "time", "remark"], rows)
 
 
+class Progress:
+    """A step that runs: call it to say what it is doing right now, and set its outcome where that is not ok."""
+
+    OK, FAILED, NOTHING = "[green]ok[/green]", "[red]failed[/red]", "[yellow]nothing matched[/yellow]"
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.show, self.outcome = show, self.OK
+
+    def __call__(self, text: str) -> None:
+        self.show(text)
+
+
 @contextmanager
-def step(title: str) -> Iterator[Update]:
-    """Show a step while it runs and how long it took; gives a function that says what it is doing right now."""
+def step(title: str) -> Iterator[Progress]:
+    """Show a step while it runs, then how it ended and how long it took; gives its progress."""
     started = time.monotonic()
     with console.status(escape(title)) as status:
+        progress = Progress(lambda text: status.update(f"{escape(title)}  [dim]{escape(text)}[/dim]"))
         try:
-            yield lambda text: status.update(f"{escape(title)}  [dim]{escape(text)}[/dim]")
+            yield progress
         except BaseException:
-            console.print(f"[red]failed[/red]  {escape(title)}  [dim]{duration(time.monotonic() - started)}[/dim]")
+            progress.outcome = Progress.FAILED
             raise
-    console.print(f"[green]ok[/green]  {escape(title)}  [dim]{duration(time.monotonic() - started)}[/dim]")
+        finally:
+            took = duration(time.monotonic() - started)
+            console.print(f"{progress.outcome}  {escape(title)}  [dim]{took}[/dim]")

@@ -24,6 +24,18 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def fields(place: str, options: dict[str, Any]) -> list[str]:
+    """The rows of a mapping's fields, or of those of each entry of a list, in the order of the specs."""
+    rows = []
+    for name, spec in options.items():
+        value = spec.get("default")
+        shown = value if isinstance(value, str) and value else json.dumps(value)
+        default = "required" if spec.get("required") else f"`{cell(shown)}`" if "default" in spec else ""
+        kind = " or ".join(spec["choices"]) if "choices" in spec else spec.get("type", "")
+        rows.append(f"| `{place}.{name}` | {kind} | {default} | {cell(spec.get('description', ''))} |")
+    return rows
+
+
 def table(role: Path) -> str:
     """The Markdown table of the role's variables, required ones first."""
     specs = load(role / "meta/argument_specs.yml").get("argument_specs", {})
@@ -42,6 +54,7 @@ def table(role: Path) -> str:
         description = spec.get("description", "")
         words = " ".join(description) if isinstance(description, list) else description
         rows.append(f"| `{name}` | {spec.get('type', '')} | {default} | {cell(words)} |")
+        rows += fields(name + ("[]" if spec.get("type") == "list" else ""), spec.get("options") or {})
     return "\n".join(rows)
 
 

@@ -69,6 +69,20 @@ def test_nothing_is_said_about_locks_of_other_controllers_and_of_people(lock: st
     assert not action.abandoned(lock)
 
 
+@pytest.mark.parametrize(
+    ("state", "found", "changes"),
+    [
+        ("absent", {}, False),
+        ("absent", {"id": action.BY_HAND}, True),
+        ("absent", ADA, True),
+        ("present", {}, True),
+        ("present", {"id": action.BY_HAND}, False),
+    ],
+)
+def test_a_lock_by_hand_that_comes_or_goes_is_a_change(state: str, found: dict[str, str], changes: bool) -> None:
+    assert action.by_hand_changes(state, found) is changes
+
+
 def test_number_that_another_process_has_now_does_not_keep_a_lock_alive() -> None:
     node, pid, _tick = action.identity(os.getpid()).rsplit(":", 2)
     assert action.abandoned(f"{node}:{pid}:1")

@@ -66,13 +66,22 @@ def test_role_table_is_made_from_specs_and_defaults(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     (tmp_path / "meta/argument_specs.yml").write_text(
         "argument_specs: {main: {options: {x_b: {type: int, description: B.}, "
-        "x_name: {type: str, required: true, description: [Its, name.]}}}}"
+        "x_name: {type: str, required: true, description: [Its, name.]}, "
+        "x_c: {type: list, elements: dict, description: C., options: {d: {type: str, required: true, description: D.}, "
+        "e: {type: str, choices: [f, g], default: f, description: E.}, h: {type: int, description: H.}}}, "
+        "x_i: {type: dict, description: I., options: {j: {type: list, default: [], description: J.}}}}}}"
     )
-    (tmp_path / "defaults/main.yml").write_text("x_b: 2")
+    (tmp_path / "defaults/main.yml").write_text("x_b: 2\nx_c: []\nx_i: {}")
     (tmp_path / "README.md").write_text("# x\n<!-- variables -->old<!-- /variables -->\ntail\n")
     assert role_readme.updated(tmp_path).splitlines()[4:] == [
         "| `x_name` | str | required | Its name. |",
         "| `x_b` | int | `2` | B. |",
+        "| `x_c` | list | `[]` | C. |",
+        "| `x_c[].d` | str | required | D. |",
+        "| `x_c[].e` | f or g | `f` | E. |",
+        "| `x_c[].h` | int |  | H. |",
+        "| `x_i` | dict | `{}` | I. |",
+        "| `x_i.j` | list | `[]` | J. |",
         "<!-- /variables -->",
         "tail",
     ]

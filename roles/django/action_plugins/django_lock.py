@@ -50,6 +50,11 @@ def refusal(found: dict[str, Any]) -> str:
     )
 
 
+def by_hand_changes(state: str, found: dict[str, Any]) -> bool:
+    """Whether a person's word changed something: any lock that was let go, and one that was not there before."""
+    return bool(found) if state == "absent" else found.get("id") != BY_HAND
+
+
 class ActionModule(ActionBase):
     """Calls the module of the same name once, or twice where a lock is taken over."""
 
@@ -77,8 +82,8 @@ class ActionModule(ActionBase):
             answer = self._ask({**wanted, "over": found["id"]}, task_vars)
         if not answer["done"] and wanted["state"] == "present":
             raise AnsibleActionFail(refusal(answer["found"]))
-        return {**result, "changed": bool(args.get("by_hand")) and answer["found"].get("id") != holder["id"],
-                "found": found, "over": bool(over)}  # fmt: skip
+        changed = bool(args.get("by_hand")) and by_hand_changes(wanted["state"], answer["found"])
+        return {**result, "changed": changed, "found": found, "over": bool(over)}
 
     def _ask(self, wanted: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         return self._execute_module("django_lock", wanted, task_vars=task_vars, wrap_async=False)

@@ -98,7 +98,7 @@ class ActionModule(ActionBase):
             if not archive.is_file():
                 raise AnsibleActionFail(
                     f"django: the revision {args['revision']} is not among the artifacts in {artifacts}. What is live stays live. "
-                    "Leave django_version empty to deploy the directory as it is now."
+                    "Leave the version (django_version, -e version=...) away to deploy the directory as it is now."
                 )
             return {**result, "changed": False, "revision": str(args["revision"]), "archive": str(archive)}
         root = Path(str(args["path"])).expanduser()

@@ -52,7 +52,10 @@ def resolve(access, mirror, version):
         answer = access.git(["-C", mirror, "ls-remote", "origin", "HEAD"], "django: the repository does not answer")
         if answer.strip():
             return answer.split()[0]
-        raise Refused("django: the repository has no default branch. What is live stays live. Set django_version.")
+        raise Refused(
+            "django: the repository has no default branch. What is live stays live. Name a version (django_version; with "
+            "playbooks/deploy.yml -e version=...)."
+        )
     for name in ("refs/tags/" + version, "refs/heads/" + version, version):
         code, out, _said = access.runner.run(
             ["git", "-C", mirror, "rev-parse", "--verify", "--quiet", name + "^{commit}"]
@@ -61,7 +64,7 @@ def resolve(access, mirror, version):
             return out.strip()
     raise Refused(
         "django: the repository has no branch, tag or commit named %s. What is live stays live. "
-        "Push it, or set django_version to one that is there." % version
+        "Push it, or name one that is there (django_version; with playbooks/deploy.yml -e version=...)." % version
     )
 
 

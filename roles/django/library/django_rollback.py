@@ -90,7 +90,7 @@ def plan(given):
     if target not in known:
         raise Refused(
             "django: the release %s is not on this host; it has %s. What is live stays live. "
-            "Set django_rollback_to to one of them." % (target, ", ".join(known))
+            "Name one of them (django_rollback_to; with playbooks/rollback.yml -e to=...)." % (target, ", ".join(known))
         )
     undo = comparison.undone(live, target) if target != live else []
     return {"from": live, "to": target, "config": config, "undo": undo, "record": known[target]}
