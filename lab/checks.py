@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,23 +24,30 @@ LINTERS = {
     "ansible-lint": ["ansible-lint", "--offline", "--strict", "--nocolor"],
 }
 KIT_INVENTORIES = ("example", "lab")
+SKIPPED = re.compile(r"\b(\d+) skipped\b.* in [\d.]+s")
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
 
-def run(lab: Lab, part: str | None, name: str | None, debian: str, long: bool = False) -> int:
-    """Run the parts asked for (all without one), only what has `name` in its name; gives the exit code."""
+def run(
+    lab: Lab, part: str | None, name: str | None, debian: str, long: bool = False, minutes: float | None = None
+) -> int:
+    """Run the parts asked for (all without one), only what has `name` in its name; gives the exit code.
+
+    After `minutes` no further scenario and no further test of the lab is begun; those left out are named.
+    """
     results = Results()
+    until = time.time() + minutes * 60 if minutes is not None else math.inf
     asked = [part] if part else list(PARTS)
     # The lab's tests are the longest job: they start first and have a lane to themselves.
     jobs: list[Callable[[], None]] = []
     if "lab" in asked:
-        jobs.append(lambda: guarded("lab tests", lambda: whole_stage(lab, name, debian, results, long), results))
+        jobs.append(lambda: guarded("lab tests", lambda: whole_stage(lab, name, debian, results, long, until), results))
     if "lint" in asked:
         jobs.append(lambda: lint(lab, name, results))
     if "unit" in asked:
         jobs.append(lambda: pytest(lab, "unit", name, results, {}))
     if "roles" in asked:
-        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results)), results)
+        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results, until)), results)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda job: job(), jobs))
     if not results.items:
@@ -108,11 +117,19 @@ def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict
     if code != 0:
         console.print(f"{' '.join(command)} ended with {code} (log: {log}):\n{tail(output, 100)}", markup=False)
     results.add(f"{folder} tests", time.monotonic() - started, code == 0, counted(output))
+    if folder == "lab" and (skipped := SKIPPED.search(ansible.COLOUR.sub("", output))):
+        results.left_out.append(f"{skipped[1]} of the {folder} tests")
 
 
-def roles(lab: Lab, name: str | None, debian: str, results: Results) -> list[Callable[[], None]]:
-    """Make what the scenarios stand on and give one job for each; raises MachineError when there is no engine."""
-    chosen = [scenario for scenario in scenarios.scenarios(lab.root) if name is None or name in scenario]
+def roles(
+    lab: Lab, name: str | None, debian: str, results: Results, until: float = math.inf
+) -> list[Callable[[], None]]:
+    """Make what the scenarios stand on and give one job for each; raises MachineError when there is no engine.
+
+    The role that changed last comes first: what time is too short for has been as it is for longest.
+    """
+    found = sorted(scenarios.scenarios(lab.root), key=lambda scenario: -scenarios.changed(lab.root, scenario))
+    chosen = [scenario for scenario in found if name is None or name in scenario]
     if not chosen:
         return []
     client = commands.connect()
@@ -126,10 +143,18 @@ def roles(lab: Lab, name: str | None, debian: str, results: Results) -> list[Cal
             artifacts.build_pebble(client)
         results.add("Pebble", time.monotonic() - started, True)
     runner = scenarios.Runner(client, lab, debian, artifacts.ARTIFACTS)
-    return [partial(runner.run, scenario, results) for scenario in chosen]
+    return [partial(in_time, until, scenario, partial(runner.run, scenario, results), results) for scenario in chosen]
 
 
-def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long: bool) -> None:
+def in_time(until: float, scenario: str, job: Callable[[], None], results: Results) -> None:
+    """Begin a scenario unless the time (seconds since 1970) is past; then it is named as left out."""
+    if time.time() < until:
+        job()
+    else:
+        results.left_out.append(f"role {scenario}")
+
+
+def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long: bool, until: float) -> None:
     """Run tests/lab in a lab that is made for them and removed afterwards; those marked as long only when asked to.
 
     A failure shows the failed units first.
@@ -140,6 +165,7 @@ def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long:
     own.forget()
     failed = results.failed
     more = {"STEPLADDER_LAB": own.name, "STEPLADDER_DEBIAN": debian, "STEPLADDER_LONG": "yes" if long else ""}
+    more["STEPLADDER_UNTIL"] = str(until)
     try:
         pytest(lab, "lab", name, results, more)
         if results.failed > failed:

@@ -81,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     one = found.add_parser("test", help="run the tests: all of them, or lint, unit, roles or lab")
     one.add_argument("part", nargs="?", choices=TESTS)
     one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
+    minutes = "begin no scenario and no test of the lab after so many minutes, and name those left out"
+    one.add_argument("--minutes", type=float, help=minutes)
     one.add_argument("--long", action="store_true", help="the lab's long tests too; before a release, say")
     one.add_argument("--debian", **debian)
 
@@ -145,7 +147,8 @@ def act(lab: Lab, chosen: argparse.Namespace) -> int:
         case "test":
             from lab import checks
 
-            return checks.run(lab, chosen.part, chosen.name, chosen.debian or commands.DEFAULT_DEBIAN, chosen.long)
+            debian = chosen.debian or commands.DEFAULT_DEBIAN
+            return checks.run(lab, chosen.part, chosen.name, debian, chosen.long, chosen.minutes)
         case _:
             from lab import bench
 

@@ -30,6 +30,7 @@ class Results:
     """What ran, in order."""
 
     items: list[Result] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # what the time given was too short for
 
     def add(self, name: str, seconds: float, passed: bool, note: str = "") -> Result:
         result = Result(name, seconds, passed, note)
@@ -42,7 +43,8 @@ class Results:
 
     def closing_line(self) -> str:
         """The line that people and CI read: how many steps did what they should."""
-        return f"{len(self.items) - self.failed} passed, {self.failed} failed"
+        line = f"{len(self.items) - self.failed} passed, {self.failed} failed"
+        return f"{line}, not run for lack of time: {', '.join(self.left_out)}" if self.left_out else line
 
 
 def duration(seconds: float) -> str:

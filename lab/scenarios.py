@@ -35,6 +35,16 @@ def scenarios(root: Path = ROOT) -> list[str]:
     return sorted(path.parent.name for path in (root / "molecule").glob("*/molecule.yml"))
 
 
+def changed(root: Path, scenario: str) -> int:
+    """When a scenario or the role of its name was changed last by a commit, in seconds since 1970; 0 outside of git."""
+    command = ["git", "-C", str(root), "log", "-1", "--format=%ct", "--", f"molecule/{scenario}", f"roles/{scenario}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return 0
+    return int(done.stdout.strip() or 0)
+
+
 def phases(log: str) -> list[Phase]:
     """A scenario's log cut into its actions, in the order they ran."""
     found: list[tuple[str, list[str]]] = []

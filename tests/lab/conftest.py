@@ -190,11 +190,18 @@ def visitors(lab: Lab) -> Visitors:
     return Visitors(lab)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as long, unless `./ladder test --long` asked for it."""
     if not os.environ.get("STEPLADDER_LONG"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long; ./ladder test --long runs it"))
+        left = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
+def pytest_runtest_setup() -> None:
+    """Begin nothing after the time that `./ladder test --minutes` gave; what is skipped is counted at the end."""
+    if time.time() > float(os.environ.get("STEPLADDER_UNTIL") or "inf"):
+        pytest.skip("the time given is used up")
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,24 @@ def test_step_ends_with_what_became_of_it(
     assert f"{'failed' if code else 'ok'}  lint" in said.get()
 
 
+@pytest.mark.parametrize(
+    ("folder", "closing", "left_out"),
+    [
+        ("lab", "70 passed, 6 skipped, 4 deselected in 3300.10s (0:55:00)", ["6 of the lab tests"]),
+        ("lab", "76 passed, 4 deselected in 3000.10s", []),
+        ("unit", "70 passed, 6 skipped in 30.10s", []),
+    ],
+)
+def test_lab_tests_that_time_was_too_short_for_are_counted(
+    folder: str, closing: str, left_out: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ansible, "run_logged", lambda *_: (0, closing))
+    lab: Any = SimpleNamespace(logs=tmp_path)
+    results = Results()
+    checks.pytest(lab, folder, None, results, {})
+    assert results.left_out == left_out
+
+
 def test_step_that_breaks_off_has_failed() -> None:
     with console.capture() as said, pytest.raises(MachineError), step("image"):
         raise MachineError("no engine")

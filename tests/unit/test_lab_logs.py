@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 
-from lab import ansible, scenarios
+from lab import ansible, checks, scenarios
 from lab.report import Results, duration
 
 RECAP = """
@@ -107,6 +112,31 @@ def test_closing_line_counts_steps() -> None:
     results.add("one", 1.0, True)
     results.add("two", 1.0, False)
     assert (results.closing_line(), results.failed) == ("1 passed, 1 failed", 1)
+
+
+def test_closing_line_names_what_the_time_was_too_short_for() -> None:
+    results, ran = Results(), []
+    checks.in_time(time.time() + 60, "base", lambda: ran.append("base"), results)
+    checks.in_time(time.time() - 1, "redis", lambda: ran.append("redis"), results)
+    assert ran == ["base"]
+    assert results.closing_line() == "0 passed, 0 failed, not run for lack of time: role redis"
+
+
+def test_role_that_a_commit_changed_last_is_tested_first(tmp_path: Path) -> None:
+    def git(*words: str, day: int = 1) -> None:
+        date = f"2026-01-0{day}T00:00:00Z"
+        environment = {**os.environ, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e@example.com", *words],
+                       check=True, capture_output=True, env=environment)  # fmt: skip
+
+    git("init")
+    for day, name in enumerate(("molecule/redis", "molecule/base", "roles/redis"), 1):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text("")
+        git("add", ".")
+        git("commit", "-m", name, day=day)
+    assert scenarios.changed(tmp_path, "redis") > scenarios.changed(tmp_path, "base") > 0
+    assert scenarios.changed(tmp_path, "nosuch") == 0
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (59.9, "59.9 s"), (185, "3 min 05 s")])
