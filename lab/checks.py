@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ LINTERS = {
     "ansible-lint": ["ansible-lint", "--offline", "--strict", "--nocolor"],
 }
 KIT_INVENTORIES = ("example", "lab")
-SKIPPED = re.compile(r"\b(\d+) skipped\b.* in [\d.]+s")
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
 
@@ -117,19 +115,18 @@ def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict
     if code != 0:
         console.print(f"{' '.join(command)} ended with {code} (log: {log}):\n{tail(output, 100)}", markup=False)
     results.add(f"{folder} tests", time.monotonic() - started, code == 0, counted(output))
-    if folder == "lab" and (skipped := SKIPPED.search(ansible.COLOUR.sub("", output))):
-        results.left_out.append(f"{skipped[1]} of the {folder} tests")
+    skipped = scenarios.outcomes(ansible.COLOUR.sub("", output)).get("skipped")
+    if folder == "lab" and skipped:
+        results.left_out.append(f"{skipped} of the {folder} tests")
 
 
-def roles(
-    lab: Lab, name: str | None, debian: str, results: Results, until: float = math.inf
-) -> list[Callable[[], None]]:
+def roles(lab: Lab, name: str | None, debian: str, results: Results, until: float) -> list[Callable[[], None]]:
     """Make what the scenarios stand on and give one job for each; raises MachineError when there is no engine.
 
     The role that changed last comes first: what time is too short for has been as it is for longest.
     """
-    found = sorted(scenarios.scenarios(lab.root), key=lambda scenario: -scenarios.changed(lab.root, scenario))
-    chosen = [scenario for scenario in found if name is None or name in scenario]
+    chosen = [scenario for scenario in scenarios.scenarios(lab.root) if name is None or name in scenario]
+    chosen.sort(key=lambda scenario: -scenarios.changed(lab.root, scenario))
     if not chosen:
         return []
     client = commands.connect()
@@ -164,8 +161,12 @@ def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long:
     hosts.remove_lab(client, own.name)
     own.forget()
     failed = results.failed
-    more = {"STEPLADDER_LAB": own.name, "STEPLADDER_DEBIAN": debian, "STEPLADDER_LONG": "yes" if long else ""}
-    more["STEPLADDER_UNTIL"] = str(until)
+    more = {
+        "STEPLADDER_LAB": own.name,
+        "STEPLADDER_DEBIAN": debian,
+        "STEPLADDER_LONG": "yes" if long else "",
+        "STEPLADDER_UNTIL": str(until),
+    }
     try:
         pytest(lab, "lab", name, results, more)
         if results.failed > failed:

@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="./ladder", description="Stepladder: the lab and the tests.")
     found = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     rate = {"type": float, "default": rehearsal.DEFAULT_RATE, "help": "visits a second (%(default)s)"}
+    host = {"metavar": "HOST", "help": "a host of the lab, as ./ladder status names it"}
     debian = {"choices": sorted(CODENAMES), "help": "the hosts' Debian (13, or what the lab has)"}
 
     one = found.add_parser("up", help="make hosts and run a stage on them; again to repair or grow")
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         usage="./ladder ssh HOST [COMMAND ...]",
         epilog="Example: ./ladder ssh web1 systemctl status nginx",
     )
-    one.add_argument("host", metavar="HOST", help="a host of the lab, as ./ladder status names it")
+    one.add_argument("host", **host)
     one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run; nothing opens a shell")
 
     one = found.add_parser(
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         usage="./ladder logs HOST [UNIT]",
         epilog="Example: ./ladder logs web1 nginx",
     )
-    one.add_argument("host", metavar="HOST", help="a host of the lab, as ./ladder status names it")
+    one.add_argument("host", **host)
     one.add_argument("unit", nargs="?", metavar="UNIT", help="one of its systemd units; without it all of the journal")
 
     one = found.add_parser(

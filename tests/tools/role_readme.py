@@ -24,13 +24,16 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def shown(value: Any) -> str:
+    """A default as the table has it: text as it is, everything else as JSON."""
+    return f"`{cell(value if isinstance(value, str) and value else json.dumps(value, default=str))}`"
+
+
 def fields(place: str, options: dict[str, Any]) -> list[str]:
     """The rows of a mapping's fields, or of those of each entry of a list, in the order of the specs."""
     rows = []
     for name, spec in options.items():
-        value = spec.get("default")
-        shown = value if isinstance(value, str) and value else json.dumps(value)
-        default = "required" if spec.get("required") else f"`{cell(shown)}`" if "default" in spec else ""
+        default = "required" if spec.get("required") else shown(spec["default"]) if "default" in spec else ""
         kind = " or ".join(spec["choices"]) if "choices" in spec else spec.get("type", "")
         rows.append(f"| `{place}.{name}` | {kind} | {default} | {cell(spec.get('description', ''))} |")
     return rows
@@ -46,11 +49,7 @@ def table(role: Path) -> str:
     rows = ["| variable | type | default | what it is |", "|---|---|---|---|"]
     for name in sorted(options, key=lambda name: (not options[name].get("required"), name)):
         spec = options[name]
-        default = "required"
-        if not spec.get("required"):
-            value = defaults.get(name)
-            text = value if isinstance(value, str) and value else json.dumps(value, default=str)
-            default = f"`{cell(text)}`"
+        default = "required" if spec.get("required") else shown(defaults.get(name))
         description = spec.get("description", "")
         words = " ".join(description) if isinstance(description, list) else description
         rows.append(f"| `{name}` | {spec.get('type', '')} | {default} | {cell(words)} |")

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from ansible.errors import AnsibleActionFail
 
-ROOT = Path(__file__).resolve().parents[2]
+from kit import load_plugin
 
-
-def load(folder):
-    path = ROOT / f"roles/_common/{folder}/packages.py"
-    spec = importlib.util.spec_from_file_location(f"packages_{folder}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-module, action = load("library"), load("action_plugins")
+module = load_plugin("roles/_common/library/packages.py")
+action = load_plugin("roles/_common/action_plugins/packages.py")
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from kit import ROOT
+
 PLAY = """
 - hosts: localhost
   gather_facts: false

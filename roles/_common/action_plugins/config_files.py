@@ -131,9 +131,7 @@ class ActionModule(ActionBase):
 
     def _render(self, template: str, extra: dict[str, Any], dest: str, task_vars: dict[str, Any]) -> str:
         """The text of a template; its variables are not copied deeply as the lookup of that name does for each file."""
-        places = [
-            str(place) for path in task_vars.get("ansible_search_path", []) for place in (f"{path}/templates", path)
-        ]
+        places = [place for path in task_vars.get("ansible_search_path", []) for place in (f"{path}/templates", path)]
         try:
             source = self._find_needle("templates", template)
             templar = self._templar.copy_with_new_env(
