@@ -62,6 +62,7 @@ def test_apt_is_not_asked_when_nothing_is_missing():
 def test_apt_is_asked_for_the_whole_list_when_something_is_missing():
     run = Run({"names": ["nginx", "redis"], "cache_valid_time": 0}, ["redis"])
     assert run.run(task_vars={})["changed"] is True
+    assert run.asked[0] == ("packages", {"names": ["nginx", "redis"]})
     name, wanted = run.asked[1]
     assert name == "ansible.builtin.apt"
     assert wanted["name"] == ["nginx", "redis"]

@@ -99,6 +99,7 @@ def test_changes_of_the_first_check_run_are_no_complaint() -> None:
 def test_tests_are_counted_from_pytests_closing_line() -> None:
     assert scenarios.tests_run("==== 1 failed, 3 passed, 2 warnings in 0.86s") == 4
     assert scenarios.tests_run("2 passed in 3.1s") == 2
+    assert scenarios.tests_run("2 passed, 3 skipped in 3.1s") == 2
     assert scenarios.tests_run("nothing here") == 0
 
 
