@@ -54,7 +54,6 @@ def test_passphrase_is_nobody_elses(host: Any) -> None:
     [
         "--repo1-host-cert-file=/etc/stepladder/tls/db.test.other.pem",
         "--repo1-host-cert-file=/etc/stepladder/tls/stranger.test.pem --repo1-host-key-file=/etc/stepladder/tls/stranger.test.key",
-        "--reset-repo1-host-cert-file --reset-repo1-host-key-file",
         "--repo1-host-ca-file=/etc/stepladder/tls/other.pem",
     ],
 )
@@ -90,8 +89,12 @@ def test_a_moment_between_two_commits_is_restored(database: Any) -> None:
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [("2001-01-01 00:00:00+00", "before the oldest backup"), ("2101-01-01 00:00:00+00", "is in the future"), ("2026-01-01 00:00:00", "has no zone")],
-)  # fmt: skip
+    [
+        ("2001-01-01 00:00:00+00", "before the oldest backup"),
+        ("2101-01-01 00:00:00+00", "is in the future"),
+        ("2026-01-01 00:00:00", "has no zone"),
+    ],
+)
 def test_moments_that_cannot_be_restored_are_refused(database: Any, target: str, words: str) -> None:
     done = database.run(f"{CONTROL} restore main /var/tmp/nothing --type=time --target=%s", target)
     assert (done.rc, words in done.stderr) == (1, True)
