@@ -2,11 +2,16 @@
 
 import json
 import os
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import testinfra
 
+HERE = Path(__file__).resolve().parents[1]
+TLS = "/etc/stepladder/tls"
 CONTROL = "/etc/pgbackrest/control"
 PASSPHRASE = "passphrase-of-the-scenario"
 VERSION = "17" if os.environ.get("STEPLADDER_DEBIAN", "13") == "13" else "15"
@@ -26,10 +31,64 @@ def repository(host: Any) -> Any:
     return host
 
 
+@pytest.fixture
+def keeper(database: Any) -> Any:
+    """The repository's host, for a test that is asked from the database's."""
+    return testinfra.get_host("docker://" + database.backend.get_hostname().replace("-debian", "-repository-debian"))
+
+
 def sql(machine: Any, text: str, where: str = "") -> str:
     done = machine.run(f"runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 {where} -d shop -c %s", text)
     assert done.rc == 0, done.stderr
     return str(done.stdout.strip())
+
+
+def play(
+    only: str = "all", part: str = "main", playbook: str = "again.yml", words: tuple[str, ...] = (), **values: Any
+) -> dict[str, Any]:
+    """Run a part of the role again: {rc, changed, tasks (changed), words, output}."""
+    environment = {
+        **os.environ, "ANSIBLE_CONFIG": str(HERE.parents[1] / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_ROLES_PATH": str(HERE.parents[1] / "roles"),
+    }  # fmt: skip
+    extra = json.dumps({**values, "only": only, "part": part})
+    command = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], str(HERE / playbook), "-e", extra]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, env=environment)
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    results = [(t["task"]["name"], r) for p in report["plays"] for t in p["tasks"] for r in t["hosts"].values()]
+    return {
+        "rc": done.returncode,
+        "changed": sum(stats["changed"] for stats in report["stats"].values()),
+        "tasks": [name for name, r in results if r.get("changed")],
+        "words": [str(r.get("msg", "")) for _, r in results if not r.get("skipped")],
+        "output": done.stdout + done.stderr,
+    }
+
+
+def wait(condition: Any, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(1)
+
+
+def pid(machine: Any) -> str:
+    return str(machine.check_output("systemctl show -p MainPID --value pgbackrest.service"))
+
+
+def alarm(machine: Any) -> tuple[int, str]:
+    """What the unit's exit is, and what it left for metrics."""
+    code = machine.run("systemctl start pgbackrest-check.service").rc
+    told = json.loads(machine.file("/var/lib/pgbackrest-state/status.json").content_string)
+    assert told["ok"] is (code == 0)
+    return code, "\n".join(told["errors"])
+
+
+def test_second_run_changes_and_restarts_nothing(database: Any, keeper: Any) -> None:
+    before = pid(database), pid(keeper)
+    run = play()
+    assert (run["rc"], run["changed"]) == (0, 0), run["tasks"]
+    assert (pid(database), pid(keeper)) == before
 
 
 def test_there_is_an_encrypted_backup(repository: Any) -> None:
@@ -104,3 +163,137 @@ def test_moments_that_cannot_be_restored_are_refused(database: Any, target: str,
 def test_database_refuses_to_restore_over_its_own_data(database: Any) -> None:
     done = database.run(f"{CONTROL} restore main /var/lib/postgresql/{VERSION}/main")
     assert (done.rc, "own data" in done.stderr) == (1, True)
+
+
+def test_status_and_backup_are_parts_of_the_role(database: Any, keeper: Any) -> None:
+    def last() -> str:
+        run = play("database", "status")
+        assert (run["rc"], run["changed"]) == (0, 0), run["output"][-3000:]
+        return str(run["words"][-1])
+
+    before = last()
+    for kind, ending in (("diff", "D"), ("incr", "I")):
+        assert play("repository", "backup", pgbackrest_backup_type=kind)["rc"] == 0
+        assert last() != before and last().endswith(ending)
+    run = play("database", "backup")
+    assert run["rc"] != 0 and "made on the repository's host" in run["output"]
+
+
+def test_passphrases_are_in_no_diff(database: Any) -> None:
+    other = "another-passphrase-4711-of-the-scenario"
+    run = play("repository", words=("--check", "--diff", "-vvv"), pgbackrest_passphrase=other)
+    assert run["rc"] == 0 and "Write pgBackRest's configuration" in run["tasks"]
+    assert "secrets.conf" in run["output"]
+    assert other not in run["output"] and PASSPHRASE not in run["output"]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"retention_full": 0}, "pgbackrest_retention_full is 0"),
+    ({"retention_differential": 0}, "pgbackrest_retention_differential 0"),
+    ({"host_role": "both"}, "would lie on the machine that it is to protect"),
+    ({"host_role": "both", "same_machine": True}, ""),
+    ({"host_role": "repository", "passphrase": ""}, "pgbackrest_passphrase is not set, shorter"),
+    ({"host_role": "repository", "passphrase": "nineteen-characters"}, "shorter than 20 characters"),
+    ({"host_role": "repository", "passphrase": "a passphrase of many words"}, "has something else than letters"),
+    ({"passphrase": ""}, ""),
+    ({"repository_host": ""}, "pgbackrest_repository_host is empty"),
+    ({"stanzas": [{"name": "Main", "hosts": [{"path": "/var/lib/x"}]}]}, 'the names in pgbackrest_stanzas are "Main"'),
+    ({"stanzas": [{"name": "main", "hosts": [{"path": "here"}]}]}, "is not absolute (here)"),
+    (
+        {"stanzas": [{"name": "main", "hosts": [{"path": "/var/lib/nothing"}]}]},
+        "there is no database in /var/lib/nothing",
+    ),
+    ({"tls_key": ""}, "pgbackrest_tls_key or pgbackrest_tls_ca is empty"),
+    ({"tls_key": "/nowhere.key"}, "/nowhere.key is not there"),
+    ({"queue_max": "4GB"}, 'pgbackrest_queue_max is "4GB"'),
+    ({"s3": {"bucket": "b"}}, "pgbackrest_s3 lacks"),
+    (
+        {"postgres_settings": {"archive_mode": "off"}},
+        "postgres_settings has archive_mode beside postgres_archive_command",
+    ),
+    ({"postgres_settings": {"archive_command": "x"}}, "postgres_settings has archive_command beside"),
+    ({"postgres_archive_timeout": 0}, "postgres_archive_timeout is 0"),
+]
+
+
+def test_impossible_input_is_refused_and_nothing_changes(database: Any) -> None:
+    digest = "cat /etc/pgbackrest/pgbackrest.conf /etc/pgbackrest/control | sha256sum"
+    before = database.check_output(digest)
+    run = play(playbook="refusals.yml", cases=[values for values, _ in REFUSED])
+    assert run["rc"] == 0, run["output"][-3000:]
+    for number, (values, sentence) in enumerate(REFUSED):
+        said = [words for words in run["words"] if words.startswith(f"{number} ")]
+        if sentence:
+            assert len(said) == 1 and sentence in said[0] and "pgbackrest changed nothing" in said[0], (values, said)
+        else:
+            assert said == [], values
+    assert database.check_output(digest) == before
+
+
+def test_a_host_that_is_neither_is_refused(database: Any) -> None:
+    run = play("database", pgbackrest_host_role="both of them")
+    assert run["rc"] != 0 and "repository, database, both" in run["output"].replace("['", "").replace("', '", ", ")
+
+
+def test_a_changed_configuration_is_a_reload_and_another_address_a_restart(database: Any, keeper: Any) -> None:
+    before = pid(keeper)
+    run = play("repository", pgbackrest_retention_full=3)
+    assert run["rc"] == 0 and pid(keeper) == before, run["output"][-3000:]
+    assert "repo1-retention-full=3" in keeper.file("/etc/pgbackrest/pgbackrest.conf").content_string
+    assert play("repository", pgbackrest_retention_full=3, pgbackrest_bind="0.0.0.0")["rc"] == 0
+    assert pid(keeper) != before and "0.0.0.0:8432" in keeper.check_output("ss -Hltn 'sport = 8432'")
+    assert play("repository")["rc"] == 0
+
+
+def test_a_reload_changes_who_may_ask(database: Any, keeper: Any) -> None:
+    asked = "runuser -u postgres -- pgbackrest --stanza=main check --io-timeout=5"
+    for name, other, code in (("db.test", "other.test", 1), ("other.test", "db.test", 0)):
+        keeper.check_output(
+            f"sed -i s/tls-server-auth={name}=/tls-server-auth={other}=/ /etc/pgbackrest/pgbackrest.conf"
+        )
+        keeper.check_output("systemctl reload pgbackrest.service")
+        wait(lambda code=code: bool(database.run(asked).rc) == bool(code), 30)
+
+
+def test_postgres_writes_while_the_repository_is_away_and_the_alarm_says_why(database: Any, keeper: Any) -> None:
+    sql(database, "create table if not exists away (n int)")
+    keeper.check_output("systemctl stop pgbackrest.service")
+    try:
+        sql(database, "insert into away values (1); select pg_switch_wal()")
+        code, errors = alarm(database)
+        assert code != 0 and "connect" in errors and "repo.test:8432" in errors, errors
+        sql(database, "insert into away values (2)")
+    finally:
+        keeper.check_output("systemctl start pgbackrest.service")
+    wait(lambda: alarm(database) == (0, ""))
+
+
+def test_a_full_queue_is_dropped_and_the_alarm_stays_until_the_next_backup(database: Any, keeper: Any) -> None:
+    sql(database, "create table if not exists away (n int)")
+    taken = "select coalesce(last_archived_wal, '') from pg_stat_archiver"
+    keeper.check_output("systemctl stop pgbackrest.service")
+    try:
+        before = sql(database, taken)
+        for _ in range(8):
+            sql(database, "insert into away values (3); select pg_switch_wal()")
+        wait(lambda: sql(database, taken) > before, 150)
+    finally:
+        keeper.check_output("systemctl start pgbackrest.service")
+    wait(lambda: database.run("runuser -u postgres -- pgbackrest --stanza=main check").rc == 0)
+    code, errors = alarm(database)
+    assert code != 0 and "WAL files were dropped, as the queue was full" in errors, errors
+    keeper.check_output(f"{CONTROL} start diff")
+    assert alarm(database) == (0, "")
+
+
+def test_everything_is_back_after_a_reboot(host: Any) -> None:
+    name = host.backend.get_hostname()
+    names = host.check_output("grep -E '(db|repo).test' /etc/hosts")
+    for command in (["kill", "--signal", "SIGRTMIN+3"], ["wait"], ["start"]):
+        subprocess.run(["docker", *command, name], check=True, capture_output=True, timeout=90)
+    # The container's engine writes this file anew.
+    wait(lambda: host.run("grep -q repo.test /etc/hosts || echo %s >> /etc/hosts", names).rc == 0)
+    wait(lambda: host.run("systemctl is-active pgbackrest.service pgbackrest-check.timer").rc == 0)
+    wait(lambda: host.run(f"{CONTROL} check").rc == 0)
+    run = play("repository" if "repository" in name else "database")
+    assert (run["rc"], run["changed"]) == (0, 0), run["tasks"]

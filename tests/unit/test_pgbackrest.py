@@ -1,0 +1,285 @@
+"""pgbackrest: what the program on the host makes of pgBackRest's answers, of its log, and of what it is asked to restore."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_templates import samples
+
+from kit import ROOT, load_module
+from rendered import Role
+
+ROLE = ROOT / "roles/pgbackrest"
+REPOSITORY, DATABASE = 0, 1
+
+
+@functools.cache
+def text(sample: int) -> str:
+    files = Role(ROLE, samples("pgbackrest")[sample]).files()
+    return next(file.text for file in files if file.template == "control.py.j2")
+
+
+def program(folder: Path, sample: int) -> ModuleType:
+    path = folder / f"control{sample}.py"
+    path.write_text(text(sample))
+    return load_module(path)
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> ModuleType:
+    return program(tmp_path, REPOSITORY)
+
+
+def info(**changes: Any) -> dict[str, Any]:
+    """What `pgbackrest info --output=json` says of a stanza that has one full and one differential backup."""
+    backups = [
+        {
+            "label": label, "type": kind, "error": False, "timestamp": {"start": start, "stop": start + 10},
+            "info": {"size": 300, "repository": {"delta": 20}},
+        }
+        for label, kind, start in (("20310101-023000F", "full", 1000), ("20310101-023000F_20310102-023000D", "diff", 2000))
+    ]  # fmt: skip
+    good = {"name": "shop", "db": [{"id": 1}], "status": {"code": 0, "message": "ok"}, "backup": backups, "archive": []}
+    return {**good, **changes}
+
+
+def answers(control: ModuleType, monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[tuple[str, ...]]:
+    """Let pgBackRest answer each command with (code, output, errors); gives the commands that were asked."""
+    asked = []
+
+    def pgbackrest(stanza: str, *words: str) -> tuple[int, str, str]:
+        asked.append(words)
+        return dict(given, **{"repo_ls": given.get("repo_ls", (1, "", ""))})[words[0].replace("-", "_")]
+
+    monkeypatch.setattr(control, "pgbackrest", pgbackrest)
+    return asked
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(
+    ("text", "opening", "found"),
+    [
+        ('[{"a": 1}]', "[", [{"a": 1}]),
+        ('WARN: configuration file contains [odd] things\n[{"a": 1}]\n', "[", [{"a": 1}]),
+        ('[no JSON] at all\n[{"a": 1}]\ntrailing', "[", [{"a": 1}]),
+        ('P00 WARN: {x}\n{"a": {"b": 2}}', "{", {"a": {"b": 2}}),
+    ],
+)
+def test_json_is_found_after_warnings(control: ModuleType, text: str, opening: str, found: Any) -> None:
+    assert control.listed(text, opening) == found
+
+
+def test_output_without_json_is_shown(control: ModuleType) -> None:
+    with pytest.raises(control.Failed, match="printed no JSON: nothing of the kind"):
+        control.listed("nothing of the kind", "[")
+
+
+@pytest.mark.parametrize(
+    ("status", "repo", "error"),
+    [
+        ({"code": 0, "message": "ok"}, [], ""),
+        ({"code": 2, "message": "no valid backups"}, [], ""),
+        ({"code": 1, "message": "missing stanza path"}, [{"status": {"code": 1, "message": "missing stanza path"}}], "missing stanza path"),
+        (
+            {"code": 99, "message": "other"},
+            [{"status": {"code": 99, "message": "[HostConnectError] unable to connect to\n  'repo.test:8432'"}}],
+            "[HostConnectError] unable to connect to 'repo.test:8432'",
+        ),
+        ({"code": 99, "message": "other"}, [{"status": {"code": 0, "message": "ok"}}], "other"),
+        ({"code": 99, "message": "other"}, None, "other"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_its_reason(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, status: dict[str, Any], repo: Any, error: str
+) -> None:
+    answers(control, monkeypatch, info=(0, json.dumps([info(status=status, repo=repo)]), ""))
+    assert control.describe("shop")["error"] == error
+
+
+def test_failed_question_is_an_error(control: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(control, monkeypatch, info=(49, "", "ERROR: [049]: no route"))
+    told = control.describe("shop")
+    assert (told["error"], told["exists"], told["backups"]) == ("ERROR: [049]: no route", False, [])
+
+
+def test_times_and_sizes_are_those_of_the_backups(control: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = [{"id": "17-1", "max": "00000001000000000000000A"}]
+    listing = json.dumps(
+        {"00000001000000000000000A-0af.zst": {"time": 2500}, "000000010000000000000009-0af.zst": {"time": 2400}}
+    )
+    asked = answers(control, monkeypatch, info=(0, json.dumps([info(archive=archive)]), ""), repo_ls=(0, listing, ""))
+    told = control.describe("shop")
+    assert (told["last_backup_type"], told["database_bytes"], told["repository_bytes"]) == ("diff", 300, 40)
+    assert told["oldest_restorable_time"] == "1970-01-01 00:16:50+00"
+    assert (told["last_wal"], told["last_wal_time"]) == ("00000001000000000000000A", "1970-01-01 00:41:40+00")
+    assert asked[-1] == ("repo-ls", "archive/shop/17-1/0000000100000000", "--output=json")
+
+
+def test_database_does_not_look_into_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = program(tmp_path, DATABASE)
+    archive = [{"id": "17-1", "max": "00000001000000000000000A"}]
+    asked = answers(control, monkeypatch, info=(0, json.dumps([info(archive=archive)]), ""))
+    told = control.describe("shop")
+    assert (told["last_wal"], told["last_wal_time"]) == ("00000001000000000000000A", None)
+    assert [words[0] for words in asked] == ["info"]
+
+
+# --- WAL that did not fit into the queue
+
+LOG = """-------------------PROCESS START-------------------
+2031-01-02 03:04:05.678 P00   INFO: archive-push command begin 2.54: [pg_wal/00000001000000000000000A] --archive-async
+2031-01-02 03:04:06.001 P00   WARN: dropped WAL file '00000001000000000000000A' because archive queue exceeded 64MB
+2031-01-02 03:04:07.001 P00   WARN: dropped WAL file '00000001000000000000000B' because archive queue exceeded 64MB
+2031-01-02 03:04:08.001 P00   INFO: would have said: dropped WAL file '00000001000000000000000C'
+"""
+
+
+def test_dropped_wal_is_found_in_the_log_from_a_moment_on(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shop-archive-push-async.log").write_text(LOG)
+    (tmp_path / "shop-archive-push-async.log.1.gz").write_bytes(b"\x1f\x8b")
+    monkeypatch.setattr(control.glob, "glob", lambda pattern: [str(path) for path in tmp_path.glob(Path(pattern).name)])
+    second = time.mktime((2031, 1, 2, 3, 4, 6, 0, 0, -1))
+    assert control.dropped("shop", 0) == ["00000001000000000000000A", "00000001000000000000000B"]
+    assert control.dropped("shop", second) == ["00000001000000000000000A", "00000001000000000000000B"]
+    assert control.dropped("shop", second + 1) == ["00000001000000000000000B"]
+    assert control.dropped("shop", second + 2) == []
+    assert control.dropped("other", 0) == []
+
+
+# --- the alarm
+
+
+@pytest.mark.parametrize(
+    ("told", "check", "words"),
+    [
+        ({}, 0, []),
+        ({"error": "no route"}, 0, ["shop: no route"]),
+        ({"last_backup_age_seconds": None}, 0, ["shop: there is no backup yet"]),
+        ({"last_backup_age_seconds": 30 * 3600}, 0, []),
+        ({"last_backup_age_seconds": 31 * 3600}, 0, ["shop: the last backup is 31 hours old"]),
+        ({"dropped_wal": ["A", "B"]}, 0, ["shop: 2 WAL files were dropped"]),
+        ({"backups_with_errors": ["20310101-023000F"]}, 0, ["shop: pages were damaged when these backups were made: 20310101-023000F"]),
+        ({}, 82, ["shop: WAL did not arrive"]),
+        ({"error": "no route", "dropped_wal": ["A"]}, 82, ["shop: no route", "shop: 1 WAL files were dropped"]),
+    ],
+)  # fmt: skip
+def test_alarm_names_everything_that_is_wrong(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], check: int, words: list[str]
+) -> None:
+    answers(control, monkeypatch, check=(check, "", "WAL did not arrive"))
+    good = {"error": "", "dropped_wal": [], "backups_with_errors": [], "last_backup_age_seconds": 60}
+    found = control.wrong("shop", {**good, **told})
+    assert len(found) == len(words)
+    assert all(sentence.startswith(start) for sentence, start in zip(found, words, strict=True)), found
+
+
+# --- what is restored
+
+
+def test_target_is_refused_unless_a_backup_reaches_it(control: ModuleType) -> None:
+    told = {"error": "", "backups": [{}], "oldest_restorable_time": "2026-01-01 00:00:00+00"}
+    now = datetime.datetime.now(datetime.UTC)
+    for kind, target in (
+        ("latest", ""),
+        ("time", "2026-01-01 00:00:00+00"),
+        ("time", "2026-01-01 02:00:00+02:00"),
+        ("xid", "747"),
+    ):
+        control.refuse_target(kind, target, told)
+    future = (now + datetime.timedelta(minutes=1)).isoformat()
+    for kind, target, words in (
+        ("time", "2025-12-31 23:59:59+00", "before the oldest backup"),
+        ("time", "2026-01-01 00:00:00+02:00", "before the oldest backup"),
+        ("time", future, "is in the future"),
+        ("time", "2026-01-01 00:00:00", "has no zone"),
+        ("time", "yesterday", "is none"),
+        ("time", "", "is none"),
+        ("xid", "", "the transaction '' is none"),
+        ("xid", "747; drop", "is none"),
+    ):
+        with pytest.raises(control.Failed, match=words) as refused:
+            control.refuse_target(kind, target, told)
+        assert "Nothing was restored" in str(refused.value)
+    for lacking in ({"error": "no route"}, {"backups": []}):
+        with pytest.raises(control.Failed, match="there is no backup to restore"):
+            control.refuse_target("latest", "", {**told, **lacking})
+
+
+def test_directory_is_refused_unless_it_is_empty_and_in_nobodys_way(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    (data / "base").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(control, "STANZAS", {"shop": [{"path": str(data)}]})
+    for good in ("empty", "new/deep", "data2"):
+        control.refuse_directory("shop", str(tmp_path / good))
+    for bad, words in (
+        ("relative", "Give an absolute path"),
+        ("/", "cannot be restored into"),
+        ("//", "cannot be restored into"),
+        (str(data), "own data"),
+        (str(data / "base/below"), "own data"),
+        (str(tmp_path), "own data"),
+        (str(tmp_path / "link"), "own data"),
+        (str(tmp_path / "full"), "is not empty"),
+        (str(tmp_path / "full/file"), "is not empty"),
+    ):
+        with pytest.raises(control.Failed, match=words):
+            control.refuse_directory("shop", bad)
+
+
+# --- stanzas and backups
+
+
+def test_stanza_of_another_database_is_upgraded_only_on_request(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = (0, json.dumps([info()]), "")
+    asked = answers(
+        control, monkeypatch, info=told, stanza_create=(control.MISMATCH, "", "mismatch"), stanza_upgrade=(0, "", "")
+    )
+    with pytest.raises(control.Failed, match="was made for another database"):
+        control.create("shop", False, [])
+    assert ("stanza-upgrade",) not in asked
+    done: list[str] = []
+    control.create("shop", True, done)
+    assert done == ["upgraded the stanza shop"]
+
+
+def test_database_makes_no_backups(tmp_path: Path) -> None:
+    control = program(tmp_path, DATABASE)
+    for call in (control.backup, control.start):
+        with pytest.raises(control.Failed, match="made on the repository's host"):
+            call("full")
+
+
+def test_one_failed_backup_does_not_keep_the_others_from_being_made(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = []
+
+    def pgbackrest(stanza: str, *words: str) -> tuple[int, str, str]:
+        made.append((stanza, *words))
+        return (int(stanza == "a"), "", "broken")
+
+    monkeypatch.setattr(control, "pgbackrest", pgbackrest)
+    monkeypatch.setattr(control, "STANZAS", {"a": [], "b": []})
+    monkeypatch.setattr(control, "STATE", str(tmp_path))
+    with pytest.raises(control.Failed, match="^the backup of a failed: broken$"):
+        control.backup("diff")
+    assert made == [("a", "backup", "--type=diff"), ("b", "backup", "--type=diff")]
