@@ -26,13 +26,13 @@ from ansible.release import __version__ as core_version
 
 KIT = Path(__file__).resolve().parents[2]
 ANSIBLE_CORE = ((2, 19), (2, 20))  # from, and the first that has not been tried
-SINGLE = ("cache",)  # groups of which the site uses one host
+SINGLE = ("cache", "backup")  # groups of which the site uses one host
 GROUP_STAGES = {
     "cache": 2,
     "worker": 3,
     "edge": 4,
 }  # the stage that a group's layer comes with; those of stage 1 are always run
-KIT_GROUPS = {"web", "database", *GROUP_STAGES}
+KIT_GROUPS = {"web", "database", "backup", *GROUP_STAGES}
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -456,7 +456,7 @@ class ActionModule(ActionBase):
             refuse(["No inventory was read, or it has no host. Say which: -i inventories/<env>."])
         problems = misspelt_problems(groups)
         problems += group_problems(
-            groups, needed, self._task.args.get("kit_groups") or sorted({*needed, *GROUP_STAGES})
+            groups, needed, self._task.args.get("kit_groups") or sorted({*needed, "backup", *GROUP_STAGES})
         )
         problems += single_problems(groups)
         if stage := self._task.args.get("stage"):

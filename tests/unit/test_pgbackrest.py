@@ -46,7 +46,13 @@ def info(**changes: Any) -> dict[str, Any]:
         }
         for label, kind, start in (("20310101-023000F", "full", 1000), ("20310101-023000F_20310102-023000D", "diff", 2000))
     ]  # fmt: skip
-    good = {"name": "shop", "db": [{"id": 1}], "status": {"code": 0, "message": "ok"}, "backup": backups, "archive": []}
+    good = {
+        "name": "shop",
+        "db": [{"id": 1, "version": "17"}],
+        "status": {"code": 0, "message": "ok"},
+        "backup": backups,
+        "archive": [],
+    }
     return {**good, **changes}
 
 
@@ -241,6 +247,22 @@ def test_directory_is_refused_unless_it_is_empty_and_in_nobodys_way(
     ):
         with pytest.raises(control.Failed, match=words):
             control.refuse_directory("shop", bad)
+
+
+def test_restore_is_refused_before_anything_is_made_where_its_postgres_is_not(control: ModuleType) -> None:
+    with pytest.raises(control.Failed, match=r"PostgreSQL 8\.0, .* is not on this host. Nothing was restored"):
+        control.binaries({"version": "8.0"})
+
+
+def test_only_what_was_restored_is_removed(control: ModuleType, tmp_path: Path) -> None:
+    for name, text in (("cluster", "port = '5432'\n"), ("named", "cluster_name = 'restored too'\n"), ("folder", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "PG_VERSION").write_text("17\n")
+        if text:
+            (tmp_path / name / "postgresql.auto.conf").write_text(text)
+        with pytest.raises(control.Failed, match="is nothing that was restored by this program. Nothing was removed"):
+            control.discard(str(tmp_path / name))
+        assert (tmp_path / name / "PG_VERSION").exists()
 
 
 # --- stanzas and backups

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from ansible.template import trust_as_template
 
 from kit import FACTS, ROOT, SITE, Environment, run_playbook
 
@@ -25,11 +26,13 @@ SHAPES = {
     "two edges": {"edge": ["edge1", "edge2"], "web": ["web1", "web2"], "database": ["db1"]},
     "one host behind an edge": {"edge": ["edge1"], "web": ["one"], "database": ["one"]},
     "one host with everything": {"web": ["one"], "database": ["one"], "cache": ["one"], "worker": ["one"]},
+    "a backup host": {"backup": ["backup1"], "web": ["web1"], "database": ["db1"]},
+    "a backup host that is the database's": {"backup": ["db1"], "web": ["web1"], "database": ["db1"]},
     "two workers": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"], "worker": ["web1", "worker1"]},
 }
 HOSTS = {
     name: {"ansible_host": f"198.18.9.{n}"}
-    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1", "edge1", "edge2"), start=1)
+    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1", "edge1", "edge2", "backup1"), start=1)
 }
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
@@ -75,13 +78,25 @@ def edge_addresses(site: Environment) -> list[str]:
     return [site.value(host, "host_address") for host in site.hosts if "edge" in site.groups(host)]
 
 
+def keeper_of_backups(site: Environment) -> str:
+    """The host in backup, else a web host that is not the database's, else the database's own."""
+    apart = [host for host in site.all_groups["web"] if host not in site.all_groups["database"]]
+    return [*site.all_groups.get("backup", []), *apart, *site.all_groups["database"]][0]
+
+
+def backed_up_with(site: Environment, host: str) -> str | None:
+    """The host at the other end of the backups: the repository's of the database, and the database of the repository's."""
+    [database], keeper = site.all_groups["database"], keeper_of_backups(site)
+    return {database: keeper, keeper: database}.get(host) if database != keeper else None
+
+
 def test_the_kit_has_inventories() -> None:
     assert ROOT / "inventories/example" in KIT
 
 
 def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
     for host in site.hosts:
-        files = ["site", "hosts", "base", *({"web", "database", "cache", "edge"} & site.groups(host))]
+        files = ["site", "hosts", "base", "backup", *({"web", "database", "cache", "edge"} & site.groups(host))]
         files += ["media"] if "web" in site.groups(host) else []
         files += ["workers"] if "worker" in site.groups(host) else []
         for name in (name for file in files for name in wired(file)):
@@ -130,6 +145,8 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
             opened += [(6380, app_addresses(site))] if has_workers(site) else []
         if len(site.all_groups["web"]) > 1 and "web" in site.groups(host):
             opened.append((8443, app_addresses(site)))
+        if other := backed_up_with(site, host):
+            opened.append((8432, [site.value(other, "host_address")]))
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -139,9 +156,41 @@ def test_a_host_gets_a_certificate_for_each_service_it_runs(site: Environment) -
         leaves = {leaf["name"]: leaf for leaf in site.value(host, "certificates_leaves")}
         assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"), ("cache", "redis"),
                                                      ("edge", "haproxy"))
-                               if group in site.groups(host)}  # fmt: skip
+                               if group in site.groups(host)} | ({"pgbackrest"} if backed_up_with(site, host) else set())  # fmt: skip
         for leaf in leaves.values():
             assert site.value(host, "host_address") in leaf["names"]
+
+
+def test_backups_go_to_another_host_wherever_there_is_one_and_each_end_knows_the_other(site: Environment) -> None:
+    [database], keeper = site.all_groups["database"], keeper_of_backups(site)
+    here = site.value(keeper, "pgbackrest_host_role")
+    assert here == ("both" if keeper == database else "repository")
+    assert site.value(keeper, "pgbackrest_same_machine") is (keeper == database)
+    assert len(site.value(keeper, "pgbackrest_passphrase")) == 40
+    [stanza] = site.value(keeper, "pgbackrest_stanzas")
+    assert f"--stanza={stanza['name']} " in site.value(database, "postgres_archive_command")
+    if keeper == database:
+        return
+    assert site.value(database, "pgbackrest_host_role") == "database"
+    assert site.value(database, "pgbackrest_passphrase") == ""
+    # Who asks is known by the first name of its certificate, and the other side must call it so.
+    first = {host: leaf["names"][0] for host in (database, keeper) for leaf in site.value(host, "certificates_leaves")
+             if leaf["name"] == "pgbackrest"}  # fmt: skip
+    assert site.value(database, "pgbackrest_repository_host") == first[keeper]
+    assert (
+        [host["address"] for host in stanza["hosts"]]
+        == [first[database]]
+        == [site.value(database, "pgbackrest_address")]
+    )
+
+
+def test_the_plays_of_the_backups_meet_the_host_that_the_wiring_means(site: Environment) -> None:
+    [database], keeper = site.all_groups["database"], keeper_of_backups(site)
+    [_, play] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
+    assert site.value(database, "met", met=trust_as_template(play["hosts"])) == ([] if keeper == database else [keeper])
+    for name in ("backup", "backup-status", "restore"):
+        [play] = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
+        assert site.value(database, "met", met=trust_as_template(play["hosts"])) == [keeper]
 
 
 def test_django_finds_the_database_under_a_name_of_its_certificate(site: Environment) -> None:

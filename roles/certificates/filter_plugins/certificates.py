@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 LEAF_KEYS = {"name", "names", "group", "reload"}
+AS_NAME = "DNS:"  # before an address that is to be in the certificate as a name
 DNS_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.?)*")
 
 
@@ -42,7 +43,11 @@ def certificates_problems(leaves: list[dict[str, Any]]) -> list[str]:
         if not leaf.get("names") or isinstance(leaf["names"], str):
             problems.append(f"{name} needs names, a list of DNS names and addresses")
             continue
-        wrong = [found for found in leaf["names"] if not is_address(found) and not DNS_NAME.fullmatch(str(found))]
+        wrong = [
+            found
+            for found in leaf["names"]
+            if not is_address(found) and not DNS_NAME.fullmatch(str(found).removeprefix(AS_NAME))
+        ]
         if wrong:
             problems.append(f"{name} has {', '.join(map(repr, wrong))} in its names, neither a DNS name nor an address")
     return problems
@@ -50,7 +55,11 @@ def certificates_problems(leaves: list[dict[str, Any]]) -> list[str]:
 
 def certificates_san(names: list[str]) -> list[str]:
     """Names as subjectAltName entries: DNS:... or IP:..., each once, in order."""
-    return list(dict.fromkeys(f"IP:{name}" if is_address(name) else f"DNS:{name}" for name in names))
+    return list(
+        dict.fromkeys(
+            name if name.startswith(AS_NAME) else f"{'IP' if is_address(name) else 'DNS'}:{name}" for name in names
+        )
+    )
 
 
 def _held(certificate: x509.Certificate) -> set[str]:
