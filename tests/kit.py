@@ -105,9 +105,14 @@ class Environment:
     def names(self, host: str) -> set[str]:
         return set(self._variables.get_vars(host=self._inventory.get_host(host)))
 
+    @functools.cached_property
+    def _known(self) -> dict[str, dict[str, Any]]:
+        """The variables by host: Ansible gathers them anew each time that it is asked."""
+        return {host.name: self._variables.get_vars(host=host) for host in self._inventory.get_hosts()}
+
     def value(self, host: str, name: str, **more: Any) -> Any:
         """A variable as a task on this host sees it."""
         from ansible.template import Templar
 
-        variables = self._variables.get_vars(host=self._inventory.get_host(host)) | more
+        variables = self._known[host] | more
         return Templar(loader=self._loader, variables=variables).template(variables[name])

@@ -148,7 +148,8 @@ def test_a_moment_between_two_commits_is_restored(database: Any) -> None:
 
 
 def test_repositorys_host_restores_beside_its_backups_and_removes_it_again(database: Any, keeper: Any) -> None:
-    sql(database, "drop table if exists u; create table u as select generate_series(1, 1000) n; select pg_switch_wal()")
+    sql(database, "drop table if exists u; create table u as select generate_series(1, 1000) n")
+    database.check_output(f"{CONTROL} check")  # has WAL of this moment arrive
     folder = f"/var/lib/restored/{time.time_ns()}"
     here = {
         "pgbackrest_restore_stanza": "main",
