@@ -13,7 +13,10 @@ import yaml
 # What the tests import: the lab, what tests share, the tools.
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "tools")]
-from kit import SITE  # noqa: E402
+from kit import SITE, load_plugin  # noqa: E402
+
+# The tests template as often as a run does.
+load_plugin("plugins/callback/preload.py").remember_compiled()
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
 
 from kit import ROOT
 
@@ -43,3 +46,34 @@ def loaded(tmp_path: Path, **environment: str) -> str:
 def test_libraries_of_roles_filters_are_loaded_before_the_first_task_is_forked(tmp_path: Path) -> None:
     assert loaded(tmp_path) == "LOADED True"
     assert loaded(tmp_path, ANSIBLE_CALLBACK_PLUGINS=str(tmp_path)) == "LOADED False"
+
+
+def test_template_is_compiled_once_and_again_where_its_text_is_meant_otherwise() -> None:
+    compiled: list[str] = []
+
+    class Counting(Environment):
+        def _generate(self, source: Any, *words: Any, **more: Any) -> str:
+            compiled.append(str(words))
+            return str(super()._generate(source, *words, **more))
+
+    assert hasattr(Environment.compile, "__wrapped__")
+    first, second, other = Counting(), Counting(), Counting(variable_start_string="<<", variable_end_string=">>")
+    for environment in (first, second):
+        assert environment.from_string("{{ a }}{{ b }}").render(a=1, b=2) == "12"
+    assert len(compiled) == 1
+    assert other.from_string("{{ a }}{{ b }}").render(a=1, b=2) == "{{ a }}{{ b }}"
+    assert Counting(trim_blocks=True).from_string("{{ a }}{{ b }}").render(a=3, b=4) == "34"
+    assert len(compiled) == 3
+    for _ in range(2):
+        assert first.from_string(r"{{ '\\n' }}").render() == "\\n"
+    assert len(compiled) == 5
+
+
+def test_backslashes_of_expressions_and_of_files_stay_apart() -> None:
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.template import Templar, trust_as_template
+
+    text = trust_as_template(r"{{ '\\1' }}")
+    templar = Templar(loader=DataLoader(), variables={})
+    for _ in range(2):
+        assert [len(templar.template(text, escape_backslashes=escape)) for escape in (True, False)] == [3, 2]
