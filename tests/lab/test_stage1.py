@@ -7,6 +7,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
@@ -211,6 +212,29 @@ def test_a_dump_takes_the_place_of_rows_only_when_told_so_and_whole(lab, tmp_pat
     assert order(lab, later).status == 201
     listed = lab.ssh("db1", "sudo find /var/lib/postgresql/dumps -type f -printf '%m %u %f\\n'").stdout.splitlines()
     assert listed and all(re.fullmatch(r"600 postgres shop-before-\w+\.dump", line) for line in listed)
+
+
+def test_rows_that_were_deleted_are_found_in_the_database_as_it_was(lab):
+    key = str(uuid.uuid4())
+    assert order(lab, key).status == 201
+    count = f"select count(*) from orders_order where key = '{key}'"
+    moment = lab.ssh("db1", "sudo -u postgres psql -XAtc 'select clock_timestamp()'").stdout.strip()
+    time.sleep(1)
+    lab.ssh("db1", "sudo -u postgres psql -Xq -v ON_ERROR_STOP=1 -d shop -c 'truncate orders_order cascade'")
+    assert lab.get(f"/api/orders/{key}").status == 404
+    told = lab.said(lab.play("backup-status.yml"))
+    assert re.search(r"\dF\s+full\s", told) and "the last WAL file arrived" in told
+
+    done = lab.said(lab.play("restore.yml", "-e", json.dumps({"moment": moment})))
+    look = re.search(r"look:\s+(sudo .*? -U postgres)", re.sub(r"\s+", " ", done))[1]
+    remove = re.search(r"remove: (sudo /etc/pgbackrest/control discard [^ ']+)", re.sub(r"\s+", " ", done))[1]
+    assert lab.ssh("web1", f'{look} -XAt -d shop -c "{count}"').stdout.strip() == "1"
+    assert lab.ssh("db1", f'sudo -u postgres psql -XAt -d shop -c "{count}"').stdout.strip() == "0"
+    lab.ssh("web1", remove)
+    assert lab.ssh("web1", "sudo ls -A /var/lib/restored").stdout == ""
+    # What was restored has sent nothing into the site's backups.
+    lab.play("backup.yml", "-e", "type=incr")
+    lab.play("backup-status.yml")
 
 
 def test_everything_returns_after_a_reboot(lab):
