@@ -3,6 +3,7 @@
 import http.server
 import socket
 import socketserver
+import tempfile
 import threading
 from pathlib import Path
 
@@ -16,9 +17,12 @@ switch = load_module(ROOT / "roles/gunicorn/library/gunicorn_switch.py")
 
 @pytest.fixture
 def site(tmp_path):
-    for folder in ("units/multi-user.target.wants", "etc/gunicorn-x", "state/gunicorn-x", "run/gunicorn-x"):
+    for folder in ("units/multi-user.target.wants", "etc/gunicorn-x", "state/gunicorn-x"):
         (tmp_path / folder).mkdir(parents=True)
-    return switch.Site("x", *(str(tmp_path / folder) for folder in ("units", "etc", "state", "run")))
+    # The kernel takes 107 bytes for a socket's path; a test's own folder may be longer.
+    with tempfile.TemporaryDirectory(dir="/tmp") as run:
+        (Path(run) / "gunicorn-x").mkdir()
+        yield switch.Site("x", *(str(tmp_path / folder) for folder in ("units", "etc", "state")), run)
 
 
 def wanted(**changes):
