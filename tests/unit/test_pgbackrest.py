@@ -265,6 +265,88 @@ def test_only_what_was_restored_is_removed(control: ModuleType, tmp_path: Path) 
         assert (tmp_path / name / "PG_VERSION").exists()
 
 
+# --- drills
+
+
+def table(rows: int | None = 10, digest: str = "77", **changes: Any) -> dict[str, Any]:
+    return {"rows": rows, "hash": digest, "node": "1", "inserted": 10, "updated": 0, "deleted": 0, **changes}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found", "words"),
+    [
+        (table(), table(), table(), ""),
+        (table(), table(), table(9), "has 9 rows, and other content than the 10"),
+        (table(), table(), table(10, "78"), "has 10 rows, and other content"),
+        (table(), table(), None, "is missing"),
+        (table(), table(12, "79", inserted=12), table(11, "78", inserted=0), ""),
+        (table(), table(12, "79", inserted=12), table(9, "78"), "has 9 rows, and between 10 and 14"),
+        (table(), table(12, "79", inserted=12), table(15, "78"), "has 15 rows, and between 10 and 14"),
+        (table(), table(8, "79", deleted=2), table(8, "78"), ""),
+        (table(), table(8, "79", deleted=2), table(5, "78"), "has 5 rows, and between 6 and 10"),
+        # Counted as unwritten, and yet of other content: what was written is counted late.
+        (table(), table(11, "79"), table(11, "79"), ""),
+        (table(), table(0, "0", node="2"), table(0, "0"), ""),
+        (table(), None, None, ""),
+        (table(None, ""), table(None, ""), table(None, ""), ""),
+    ],
+)
+def test_restored_table_must_be_what_it_can_have_been(
+    control: ModuleType, before: Any, after: Any, found: Any, words: str
+) -> None:
+    first, second, here = ({"shop": {"orders": one} if one else {}} for one in (before, after, found))
+    problems, exact, within = control.compare(first, second, here)
+    assert words in " ".join(problems) and bool(problems) == bool(words)
+    assert exact + within == int(after is not None and found is not None and after["rows"] is not None)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_damage_that_amcheck_finds_fails_the_drill(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    (tmp_path / "pg_amcheck").write_text(
+        f"#!/bin/sh\necho 'item order invariant violated for index \"x\"'\nexit {code}\n"
+    )
+    (tmp_path / "pg_amcheck").chmod(0o755)
+    monkeypatch.setattr(control, "content", lambda *words: {})
+    note = {"databases": {}}
+    problems, _, _ = control.judge({"directory": "/nowhere", "port": 1}, str(tmp_path), note, note)
+    assert problems == (['pg_amcheck found damage: item order invariant violated for index "x"'] if code else [])
+
+
+def test_drill_begins_from_two_notes_of_the_stanza_that_the_backups_reach(control: ModuleType) -> None:
+    notes = [{"stanza": stanza, "seconds": at, "until": at + 5} for stanza, at in
+             (("shop", 30), ("shop", 10), ("other", 40), ("shop", 20), ("shop", 33), ("shop", 90))]  # fmt: skip
+    chosen = control.pairs(notes, "shop", 15)
+    assert [(first["seconds"], second["seconds"]) for first, second in chosen] == [(20, 30), (33, 90)]
+
+
+def test_alarm_rises_when_no_drill_has_proven_a_restore_for_too_long(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(control, "LOG", str(tmp_path / "backups.log"))
+    monkeypatch.setitem(control.GIVEN, "proof_max_age_days", 7)
+    stop = {"start": time.time() - 60, "stop": time.time() - 50}
+    good = info(backup=[{**info()["backup"][0], "timestamp": stop}])
+    answers(control, monkeypatch, info=(0, json.dumps([good]), ""), check=(0, "", ""))
+
+    def alarm() -> str:
+        return " ".join(control.wrong("shop", control.describe("shop")))
+
+    def drilled(days: float, ok: bool) -> None:
+        with (tmp_path / "backups.log").open("a") as file:
+            file.write(
+                json.dumps({"stanza": "shop", "ok": ok, "time": control.moment(time.time() - days * 86400)}) + "\n"
+            )
+
+    assert "no drill has proven a restore yet" in alarm()
+    drilled(8, True)
+    drilled(1, False)
+    assert "no drill has proven a restore for 8 days" in alarm()
+    drilled(1, True)
+    assert alarm() == ""
+
+
 # --- stanzas and backups
 
 

@@ -191,8 +191,8 @@ def test_the_plays_of_the_backups_meet_the_host_that_the_wiring_means(site: Envi
     [database], keeper = site.all_groups["database"], keeper_of_backups(site)
     [_, play] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
     assert site.value(database, "met", met=trust_as_template(play["hosts"])) == ([] if keeper == database else [keeper])
-    for name in ("backup", "backup-status", "restore"):
-        [play] = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
+    for name in ("backup", "backup-status", "restore", "restore-drill"):
+        play = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())[-1]
         assert site.value(database, "met", met=trust_as_template(play["hosts"])) == [keeper]
 
 

@@ -169,6 +169,30 @@ def test_repositorys_host_restores_beside_its_backups_and_removes_it_again(datab
     assert keeper.run("pgrep -u pgbackrest postgres").rc == 1
 
 
+def test_drill_proves_a_random_moment_and_finds_content_that_is_not_what_was_noted(database: Any, keeper: Any) -> None:
+    sql(database, "drop table if exists v, w; create table v as select 1 n; create table w as select 1 n")
+    database.check_output(f"{CONTROL} ledger")
+    sql(database, "insert into w select generate_series(1, 10)")
+    notes = json.loads(database.check_output(f"{CONTROL} ledger"))[-2:]
+    assert database.file("/var/lib/pgbackrest-state/ledger.jsonl").mode == 0o640
+    assert database.run(f"{CONTROL} check").rc == 0
+    good = play("repository", "drill", pgbackrest_restore_stanza="main", pgbackrest_drill_ledger=notes)
+    assert good["rc"] == 0, good["output"][-3000:]
+    proof = json.loads(keeper.check_output(f"{CONTROL} status"))["stanzas"]["main"]["last_proof"]
+    assert notes[0]["time"] <= proof["moment"] and proof["rto_seconds"] > 0
+    assert proof["tables_equal"] >= 1 and proof["tables_within_bounds"] >= 1 and proof["problems"] == []
+    assert keeper.check_output("ls -A /var/lib/restored") == ""
+
+    for note in notes:
+        note["databases"]["shop"]["v"]["hash"] = "4711"
+    wrong = play("repository", "drill", pgbackrest_restore_stanza="main", pgbackrest_drill_ledger=notes)
+    assert wrong["rc"] != 0 and "the table v in shop has 1 rows, and other content" in wrong["output"]
+    last = keeper.check_output("tail -1 /var/lib/pgbackrest-state/backups.log")
+    assert json.loads(last)["ok"] is False
+    assert json.loads(keeper.check_output(f"{CONTROL} status"))["stanzas"]["main"]["last_proof"] == proof
+    assert keeper.check_output("ls -A /var/lib/restored") == ""
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [
