@@ -214,7 +214,7 @@ def test_a_dump_takes_the_place_of_rows_only_when_told_so_and_whole(lab, tmp_pat
     assert listed and all(re.fullmatch(r"600 postgres shop-before-\w+\.dump", line) for line in listed)
 
 
-def test_rows_that_were_deleted_are_found_in_the_database_as_it_was(lab):
+def test_rows_that_were_deleted_are_found_beside_the_site_and_brought_back(lab):
     key = str(uuid.uuid4())
     assert order(lab, key).status == 201
     count = f"select count(*) from orders_order where key = '{key}'"
@@ -232,9 +232,21 @@ def test_rows_that_were_deleted_are_found_in_the_database_as_it_was(lab):
     assert lab.ssh("db1", f'sudo -u postgres psql -XAt -d shop -c "{count}"').stdout.strip() == "0"
     lab.ssh("web1", remove)
     assert lab.ssh("web1", "sudo ls -A /var/lib/restored").stdout == ""
-    # What was restored has sent nothing into the site's backups.
+    later = str(uuid.uuid4())
+    assert order(lab, later).status == 201
+    refused = lab.play("restore-live.yml", "-e", json.dumps({"moment": moment}), check=False)
+    assert refused.returncode != 0 and "add -e confirm=shop" in lab.said(refused) and lab.changes(refused) == {}
+    lab.play("restore-live.yml", "-e", json.dumps({"moment": moment, "confirm": "shop"}))
+    assert [lab.get(f"/api/orders/{one}").status for one in (key, later)] == [200, 404]
+    aside = lab.ssh("db1", "sudo ls -d /var/lib/postgresql/*/main.before-*").stdout.split()
+    assert len(aside) == 1
+    lab.ssh("db1", f"sudo rm -r {aside[0]}")
+    assert lab.changes(lab.play("stage1.yml")) == {}
+    # Neither what was restored beside the site nor the other history is in the way of new backups.
     lab.play("backup.yml", "-e", "type=incr")
-    lab.play("backup-status.yml")
+    proven = lab.said(lab.play("restore-drill.yml"))
+    assert re.search(r"\d+ tables equal to the last bit", proven)
+    assert "the last proven restore is of" in lab.said(lab.play("backup-status.yml"))
 
 
 def test_everything_returns_after_a_reboot(lab):
