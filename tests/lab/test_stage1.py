@@ -236,11 +236,14 @@ def test_rows_that_were_deleted_are_found_beside_the_site_and_brought_back(lab):
     assert order(lab, later).status == 201
     refused = lab.play("restore-live.yml", "-e", json.dumps({"moment": moment}), check=False)
     assert refused.returncode != 0 and "add -e confirm=shop" in lab.said(refused) and lab.changes(refused) == {}
+    failed = lab.play("restore-live.yml", "-e", json.dumps({"transaction": 2000000000, "confirm": "shop"}), check=False)
+    assert failed.returncode != 0 and "The database is what it was, and runs" in re.sub(r"\s+", " ", lab.said(failed))
+    assert lab.ssh("db1", f'sudo -u postgres psql -XAt -d shop -c "{count}"').stdout.strip() == "0"
     lab.play("restore-live.yml", "-e", json.dumps({"moment": moment, "confirm": "shop"}))
     assert [lab.get(f"/api/orders/{one}").status for one in (key, later)] == [200, 404]
     aside = lab.ssh("db1", "sudo ls -d /var/lib/postgresql/*/main.before-*").stdout.split()
     assert len(aside) == 1
-    lab.ssh("db1", f"sudo rm -r {aside[0]}")
+    lab.ssh("db1", f"sudo rm -r {aside[0]} /var/lib/postgresql/*/main.failed-*")
     assert lab.changes(lab.play("stage1.yml")) == {}
     # Neither what was restored beside the site nor the other history is in the way of new backups.
     lab.play("backup.yml", "-e", "type=incr")
