@@ -64,6 +64,20 @@ def postgres_identifier(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
+def postgres_conninfo(words: dict[str, Any]) -> str:
+    """A connection string of libpq."""
+    quoted = {key: str(value).replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
+    return " ".join(
+        f"{key}={value}" if re.fullmatch(r"[\w./,:-]+", value) else f"{key}='{value}'" for key, value in quoted.items()
+    )
+
+
+def postgres_passfile(user: str, password: str) -> str:
+    """The line of a password file by which this user gets in everywhere."""
+    escaped = (str(word).replace("\\", "\\\\").replace(":", "\\:") for word in (user, password))
+    return "*:*:*:" + ":".join(escaped) + "\n"
+
+
 def postgres_is_loopback(address: str) -> bool:
     """Whether every address of a network is this host itself."""
     try:
@@ -80,5 +94,7 @@ class FilterModule:
             "postgres_kilobytes": postgres_kilobytes,
             "postgres_hba_name": postgres_hba_name,
             "postgres_identifier": postgres_identifier,
+            "postgres_conninfo": postgres_conninfo,
+            "postgres_passfile": postgres_passfile,
             "postgres_is_loopback": postgres_is_loopback,
         }

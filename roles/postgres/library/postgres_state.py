@@ -28,25 +28,26 @@ options:
     type: str
     default: ""
   wanted:
-    description: What should be in it, as base64 of JSON with the keys roles, databases and privileges.
+    description: What should be in it, as base64 of JSON with the keys roles, databases, privileges and replication.
     type: str
     default: ""
+  patience:
+    description: Seconds to wait until a replica that does not receive anything does.
+    type: int
+    default: 0
 author: Stepladder
 """
 
 import base64
 import glob
-import grp
 import json
 import os
-import pwd
-import re
-import subprocess
 
+from ansible.module_utils import postgres_replication as replication
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.postgres_scram import matches
+from ansible.module_utils.postgres_server import ETC, LIB, Refused, Server, as_postgres, literal, places, read
 
-ETC, LIB = "/etc/postgresql", "/var/lib/postgresql"
 FLAGS = {
     "SUPERUSER": "rolsuper", "CREATEDB": "rolcreatedb", "CREATEROLE": "rolcreaterole", "INHERIT": "rolinherit",
     "LOGIN": "rolcanlogin", "REPLICATION": "rolreplication", "BYPASSRLS": "rolbypassrls",
@@ -88,14 +89,6 @@ select json_build_object(
 """
 
 
-class Refused(Exception):
-    """What keeps the question from being answered, in words."""
-
-
-def literal(text):
-    return "'" + str(text).replace("'", "''") + "'"
-
-
 def folders(cluster):
     """Every major version whose data or configuration stands under this instance's name."""
     found = {}
@@ -105,20 +98,6 @@ def folders(cluster):
             if os.path.exists(marker):
                 found.setdefault(path.split("/")[-2], {})[kind] = path
     return found
-
-
-def read(path):
-    try:
-        with open(path) as handle:
-            return handle.read()
-    except OSError:
-        return ""
-
-
-def data_directory(configuration, default):
-    """The data directory that postgresql.conf names; Debian writes it there for every instance."""
-    found = re.findall(r"(?m)^\s*data_directory\s*=\s*'([^']+)'", read(os.path.join(configuration, "postgresql.conf")))
-    return found[-1] if found else default
 
 
 def start_mode(configuration):
@@ -145,37 +124,6 @@ def unreadable(paths):
     except (KeyError, LookupError, PermissionError):
         denied = []
     return missing + denied
-
-
-def as_postgres(*command, text=None):
-    """Run a program as the system user postgres; KeyError where there is none."""
-    user = pwd.getpwnam("postgres")
-    groups = os.getgrouplist("postgres", user.pw_gid)
-    return subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd="/", timeout=60,
-        user=user.pw_uid, group=grp.getgrgid(user.pw_gid).gr_gid, extra_groups=groups,
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PGCONNECT_TIMEOUT": "10", "PGAPPNAME": "stepladder"},
-    )  # fmt: skip
-
-
-class Server:
-    """A running instance, asked through psql; port and socket as its own postmaster.pid says."""
-
-    def __init__(self, version, data):
-        lines = read(os.path.join(data, "postmaster.pid")).splitlines()
-        self.port = int(lines[3]) if len(lines) > 4 and lines[3].isdigit() else 0
-        self.socket = lines[4] if self.port else ""
-        self.psql = "/usr/lib/postgresql/%s/bin/psql" % version
-        self.running = bool(self.port) and os.path.exists("/proc/%s" % lines[0]) and os.path.exists(self.psql)
-
-    def ask(self, database, sql):
-        target = "dbname=%s host='%s' port=%d" % (
-            "'" + database.replace("\\", "\\\\").replace("'", "\\'") + "'", self.socket, self.port,
-        )  # fmt: skip
-        done = as_postgres(self.psql, "-XqAtw", "-v", "ON_ERROR_STOP=1", "-d", target, text=sql)
-        if done.returncode:
-            raise Refused("the server on port %d did not answer: %s" % (self.port, done.stderr.strip()))
-        return json.loads(done.stdout)
 
 
 def role_differs(wanted, found):
@@ -319,8 +267,8 @@ def differences(server, state, params):
 def look(params):
     version, cluster = params["version"], params["cluster"]
     found = folders(cluster)
-    configuration = "%s/%s/%s" % (ETC, version, cluster)
-    data = data_directory(configuration, "%s/%s/%s" % (LIB, version, cluster))
+    configuration, data = places(version, cluster)
+    wanted = {**params["replication"], "patience": params["patience"]} if params["replication"] else {}
     result = {
         "configured": os.path.exists(os.path.join(configuration, "postgresql.conf")),
         "data_directory": data,
@@ -335,7 +283,7 @@ def look(params):
     }  # fmt: skip
     server = Server(version, data)
     if not server.running:
-        return result
+        return {**result, "replication": replication.look(version, data, server, False, wanted)}
     state = server.ask("postgres", SERVER)
     files = glob.glob(configuration + "/*.conf") + glob.glob(configuration + "/conf.d/*.conf") + params["files"]
     changed = max(os.stat(path).st_mtime for path in files if path and os.path.exists(path))
@@ -353,6 +301,7 @@ def look(params):
         roles_present=sorted(state["roles"]),
         databases_present={name: item["encoding"] for name, item in state["databases"].items()},
         differs=differences(server, state, params),
+        replication=replication.look(version, data, server, state["in_recovery"], wanted),
     )  # fmt: skip
     return result
 
@@ -367,10 +316,11 @@ def main():
             # Packed and no_log: modules write their arguments to the host's journal, and these carry passwords.
             # (no_log on the single passwords would also blank their text out of everything that is returned.)
             "wanted": {"type": "str", "default": "", "no_log": True},
+            "patience": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
-    nothing = {"roles": [], "databases": [], "privileges": []}
+    nothing = {"roles": [], "databases": [], "privileges": [], "replication": {}}
     packed = module.params["wanted"]
     wanted = {**nothing, **(json.loads(base64.b64decode(packed)) if packed else {})}
     try:
