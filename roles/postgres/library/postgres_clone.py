@@ -39,7 +39,6 @@ from ansible.module_utils.postgres_replication import connect
 from ansible.module_utils.postgres_server import Refused, literal, places, system_identifier
 from ansible.module_utils.postgres_wire import Unreachable
 
-
 # What initdb finds out and writes into postgresql.conf, which is no part of the copy.
 INITDB = (
     "DateStyle", "TimeZone", "log_timezone", "lc_messages", "lc_monetary", "lc_numeric", "lc_time", "default_text_search_config",
@@ -50,7 +49,9 @@ def ready_slot(wanted):
     """See that the primary has a slot for this host that can still serve; returns its identifier and initdb's settings."""
     name = literal(wanted["name"])
     with connect(wanted, wanted["primary_host"]) as server:
-        for lost, active in server.ask("select wal_status = 'lost', active from pg_replication_slots where slot_name = %s" % name):
+        for lost, active in server.ask(
+            "select wal_status = 'lost', active from pg_replication_slots where slot_name = %s" % name
+        ):
             if active == "t":
                 raise Refused("the slot %s is in use by another host. Nothing was changed." % wanted["name"])
             if lost == "t":  # it keeps nothing, and serves nobody any more

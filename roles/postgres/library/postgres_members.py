@@ -59,7 +59,9 @@ def main():
     wanted = statements(params["slots"], params["rewinds"])
     if wanted and not module.check_mode:
         try:
-            Server(params["version"], places(params["version"], params["cluster"])[1]).run("postgres", "\n".join(wanted))
+            Server(params["version"], places(params["version"], params["cluster"])[1]).run(
+                "postgres", "\n".join(wanted)
+            )
         except Refused as refusal:
             module.fail_json(msg="postgres: %s" % refusal)
     module.exit_json(changed=bool(wanted), slots=params["slots"])

@@ -36,7 +36,9 @@ SENDER = "select coalesce((select sender_host from pg_stat_wal_receiver where st
 
 def promote(server, patience):
     if server.run("postgres", "select pg_promote(true, %d)" % patience).strip() != "t":
-        raise Refused("the promotion was not done within %d s; it goes on. The server's log says what it waits for." % patience)
+        raise Refused(
+            "the promotion was not done within %d s; it goes on. The server's log says what it waits for." % patience
+        )
 
 
 def follow(server, host, patience):

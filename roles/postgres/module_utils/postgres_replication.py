@@ -138,7 +138,9 @@ def look(version, data, server, in_recovery, wanted):
         found["follows"] = hosts_of(server.run("postgres", "show primary_conninfo"))
     if not wanted:
         return found
-    found["itself"] = bool(wanted["primary_host"]) and wanted["port"] == wanted["own_port"] and is_this_host(wanted["primary_host"])
+    found["itself"] = (
+        bool(wanted["primary_host"]) and wanted["port"] == wanted["own_port"] and is_this_host(wanted["primary_host"])
+    )
     if server.running:
         here = ask_here(server, wanted, wanted["patience"] if role == "replica" else 0)
         found.update(

@@ -76,7 +76,10 @@ def control(version, data):
 
 def primary_settings(found):
     """AT_LEAST as the primary had them when it wrote the WAL that this data has replayed."""
-    names = {"max_locks_per_transaction": "max_locks_per_xact setting", "max_prepared_transactions": "max_prepared_xacts setting"}
+    names = {
+        "max_locks_per_transaction": "max_locks_per_xact setting",
+        "max_prepared_transactions": "max_prepared_xacts setting",
+    }
     values = {name: found.get(names.get(name, name + " setting"), "") for name in AT_LEAST}
     return {name: int(value) for name, value in values.items() if value.isdigit()}
 
