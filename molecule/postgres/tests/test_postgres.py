@@ -395,12 +395,13 @@ def test_data_without_checksums_is_refused(host: Any) -> None:
     assert sql(host, "show data_checksums", port=5433) == "on"
 
 
-def test_a_standby_gets_settings_and_keeps_the_rest(host: Any) -> None:
+def test_a_standby_is_not_taken_for_a_primary(host: Any) -> None:
     host.check_output(f"runuser -u postgres -- touch {DATA}/standby.signal && systemctl restart {UNIT}")
     try:
         before = started(host)
         run = play(postgres_max_connections=60, postgres_roles=[{"name": "not_on_a_standby"}])
-        assert run["rc"] == 0 and "a standby" in run["words"], run["words"]
+        assert run["rc"] != 0 and run["changed"] == 0, run["tasks"]
+        assert "is a replica (of another server), and its postgres_primary_host is empty" in run["words"], run["words"]
         assert sql(host, "select pg_is_in_recovery()") == "t" and started(host) == before
     finally:
         host.check_output(f"rm {DATA}/standby.signal && systemctl restart {UNIT}")

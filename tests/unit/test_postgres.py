@@ -1,0 +1,178 @@
+"""The role postgres: how values are written, how another server is asked, and what its modules make of the answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_templates import samples
+
+from kit import ROOT, load_module
+from rendered import Role
+
+ROLE = ROOT / "roles/postgres"
+ODD = 'it\'s: "100%" $ecret\\ü'
+
+
+def load(name: str) -> ModuleType:
+    return load_module(ROLE / f"module_utils/{name}.py", f"ansible.module_utils.{name}")
+
+
+scram, server, wire = load("postgres_scram"), load("postgres_server"), load("postgres_wire")
+replication = load("postgres_replication")
+
+
+def library(name: str) -> ModuleType:
+    return load_module(ROLE / f"library/{name}.py")
+
+
+def filters() -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("postgres_filters", ROLE / "filter_plugins/postgres.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(module.FilterModule().filters())
+
+
+def configuration(number: int, ending: str) -> str:
+    [text] = [file.text for file in Role(ROLE, samples("postgres")[number]).files() if file.dest.endswith(ending)]
+    return str(text)
+
+
+def test_connection_strings_and_password_files_are_quoted_as_libpq_reads_them() -> None:
+    assert filters()["postgres_conninfo"]({"host": "a,b", "port": 5432}) == "host=a,b port=5432"
+    assert filters()["postgres_conninfo"]({"sslrootcert": "/a b'\\"}) == "sslrootcert='/a b\\'\\\\'"
+    assert filters()["postgres_passfile"]("replication", "a:b\\c") == "*:*:*:replication:a\\:b\\\\c\n"
+
+
+def test_scram_proves_the_password_to_the_server_and_the_server_to_the_client() -> None:
+    """RFC 7677's own example, with its nonces; its user name is not sent, for PostgreSQL takes that of the startup."""
+    client = wire.Scram("pencil", "rOprNGfwEbeRWgbNEkqO")
+    client.bare = "n=user,r=rOprNGfwEbeRWgbNEkqO"
+    challenge = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+    assert client.final(challenge).endswith(b",p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
+    client.prove(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=")
+    with pytest.raises(wire.Unreachable, match="does not know the password"):
+        client.prove(b"v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=")
+    with pytest.raises(wire.Unreachable, match="another nonce"):
+        wire.Scram("pencil").final(challenge)
+
+
+def test_answers_of_the_server_are_read() -> None:
+    body = struct.pack("!h", 2) + struct.pack("!i", 2) + b"ab" + struct.pack("!i", -1)
+    assert wire.row(body) == ["ab", None]
+    assert wire.error_words(b"SFATAL\0C28P01\0Mno such password\0\0") == "no such password"
+
+
+def test_a_server_that_offers_no_tls_is_not_talked_to() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = os.fork()
+        if not child:
+            accepted, _ = listener.accept()
+            accepted.recv(8)
+            accepted.sendall(b"N")
+            os._exit(0)
+        with pytest.raises(wire.Unreachable, match="it offers no TLS"):
+            wire.Connection("127.0.0.1", listener.getsockname()[1], "a", "b", None)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize(
+    ("files", "running", "recovers", "role"),
+    [
+        ([], False, False, "none"),
+        (["PG_VERSION"], False, False, "primary"),
+        (["PG_VERSION", "standby.signal"], False, False, "replica"),
+        (["PG_VERSION", "recovery.signal"], False, False, "restoring"),
+        (["PG_VERSION", "standby.signal"], True, True, "replica"),
+        (["PG_VERSION", "standby.signal"], True, False, "primary"),
+        (["PG_VERSION", "recovery.signal"], True, True, "restoring"),
+    ],
+)
+def test_what_an_instance_is(tmp_path: Path, files: list[str], running: bool, recovers: bool, role: str) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert replication.role_of(str(tmp_path), running, recovers) == role
+
+
+def test_this_host_is_known_by_any_of_its_names() -> None:
+    assert replication.is_this_host("127.0.0.1")
+    assert replication.is_this_host("localhost")
+    assert not replication.is_this_host("192.0.2.1")
+    assert not replication.is_this_host("no.such.name.invalid")
+
+
+def test_hosts_of_a_connection_string() -> None:
+    assert replication.hosts_of("port=1 host=a,b user=c") == ["a", "b"]
+    assert replication.hosts_of("host='a b'") == ["a b"]
+    assert replication.hosts_of("hostaddr=1.2.3.4") == []
+
+
+def test_what_the_primary_had_is_read_from_the_control_file() -> None:
+    words = {"max_connections setting": "120", "max_locks_per_xact setting": "64", "max_prepared_xacts setting": "0"}
+    found = server.primary_settings(words)
+    assert found == {"max_connections": 120, "max_locks_per_transaction": 64, "max_prepared_transactions": 0}
+
+
+def test_a_raise_asks_the_attached_members_and_takes_silence_for_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "10.0.0.2": {"reached": True, "settings": {"max_connections": 40}},
+        "10.0.0.3": {"reached": False, "words": "gone"},
+    }
+    monkeypatch.setattr(replication, "there", lambda wanted, host, **words: answers[host])
+    here = {
+        "settings": {"max_connections": 40},
+        "senders": [{"name": "db2", "address": "10.0.0.2"}, {"name": "x", "address": "?"}],
+    }
+    wanted = {"slots": ["db2", "db3"], "settings": {"max_connections": "60"}}
+    assert replication.slower(wanted, here) == [
+        {"name": "db2", "setting": "max_connections", "wanted": 60, "found": 40}
+    ]
+    here["senders"] = [{"name": "db3", "address": "10.0.0.3"}]
+    assert replication.slower(wanted, here)[0]["found"] == "gone"
+    assert replication.slower({**wanted, "settings": {"max_connections": 40}}, here) == []
+
+
+def test_a_copy_is_never_put_over_files(tmp_path: Path) -> None:
+    clone = library("postgres_clone")
+    user = type("User", (), {"pw_uid": os.getuid(), "pw_gid": os.getgid()})
+    target, data = tmp_path / "main.stepladder-clone", tmp_path / "main"
+    target.mkdir()
+    data.mkdir()
+    (data / "somebodys").touch()
+    with pytest.raises(server.Refused, match="cannot take the name"):
+        clone.settle(str(target), str(data), user, {})
+    (data / "somebodys").unlink()
+    clone.settle(str(target), str(data), user, {"postgresql.conf": "port = 1\n"})
+    assert sorted(path.name for path in data.iterdir()) == ["postgresql.conf", "standby.signal"]
+
+
+def test_an_instance_without_members_gets_no_word_of_them() -> None:
+    text = configuration(0, "10-stepladder.conf")
+    assert not [name for name in ("primary_conninfo", "wal_keep_size", "synchronous", "--- replication") if name in text]
+    assert "replication" not in configuration(0, "pg_hba.conf")
+    assert not [file for file in Role(ROLE, samples("postgres")[0]).files() if file.dest.endswith("replication.pgpass")]
+
+
+def test_a_member_waits_for_the_others_and_has_at_least_what_its_primary_has() -> None:
+    text = configuration(1, "10-stepladder.conf")
+    assert 'synchronous_standby_names = \'ANY 1 ("db1", "db3")\'' in text
+    assert "max_connections = 500  # as the primary has, instead of 300" in text
+    assert "wal_keep_size = '16384MB'" in text
+    assert "max_slot_wal_keep_size = '65536MB'" in text
+    assert "host=db1.example.com,db2.example.com" in text
+    assert "target_session_attrs=read-write" in text
+    assert "$ecret" not in text
+    rules = [line.split() for line in configuration(1, "pg_hba.conf").splitlines() if " replication " in line]
+    assert {(rule[0], rule[1], rule[3], rule[4]) for rule in rules} == {
+        ("hostssl", base, network, "scram-sha-256")
+        for base in ("replication", "postgres") for network in ("192.0.2.2/32", "2001:db8::2/128")
+    }  # fmt: skip
+    assert configuration(1, "replication.pgpass") == '*:*:*:replication:it\'s\\: "100%" $ecret\\\\`id`ü\n'
