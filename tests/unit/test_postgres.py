@@ -156,7 +156,9 @@ def test_a_copy_is_never_put_over_files(tmp_path: Path) -> None:
 
 def test_an_instance_without_members_gets_no_word_of_them() -> None:
     text = configuration(0, "10-stepladder.conf")
-    assert not [name for name in ("primary_conninfo", "wal_keep_size", "synchronous", "--- replication") if name in text]
+    assert not [
+        name for name in ("primary_conninfo", "wal_keep_size", "synchronous", "--- replication") if name in text
+    ]
     assert "replication" not in configuration(0, "pg_hba.conf")
     assert not [file for file in Role(ROLE, samples("postgres")[0]).files() if file.dest.endswith("replication.pgpass")]
 
