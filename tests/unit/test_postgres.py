@@ -165,7 +165,7 @@ def test_an_instance_without_members_gets_no_word_of_them() -> None:
 
 def test_a_member_waits_for_the_others_and_has_at_least_what_its_primary_has() -> None:
     text = configuration(1, "10-stepladder.conf")
-    assert 'synchronous_standby_names = \'ANY 1 ("db1", "db3")\'' in text
+    assert 'synchronous_standby_names = \'ANY 1 ("db9", "db1", "db3", "db7", "db4")\'' in text
     assert "max_connections = 500  # as the primary has, instead of 300" in text
     assert "wal_keep_size = '16384MB'" in text
     assert "max_slot_wal_keep_size = '65536MB'" in text

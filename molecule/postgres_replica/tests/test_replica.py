@@ -102,7 +102,8 @@ def write(text: str, primary: Any = DB1) -> str:
 def arrives(text: str, replica: Any = DB2) -> None:
     until(
         lambda: (
-            replica.run("runuser -u postgres -- psql -XqAt -d shop -c %s", "table mark").stdout.split().count(text) == 1
+            replica.run("runuser -u postgres -- psql -XqAt -d shop -c %s", "table mark").stdout.splitlines().count(text)
+            == 1
         )
     )
 
