@@ -429,6 +429,7 @@ def test_a_run_never_undoes_a_failover_and_the_old_primary_becomes_a_replica() -
     assert "tasks_from: rewind makes this one its replica" in play(on="db1", **swapped["db1"])["words"]
     refused = play(on="db1", block="rewind", postgres_primary_host="db2.test", postgres_replication_password="wrong")
     assert refused["rc"] != 0 and "password authentication failed" in refused["words"]
+    assert sql(DB1, "select pg_is_in_recovery()") == "f"  # not even stopped
     run = played(on="db1", block="rewind", **swapped["db1"])
     assert (run["status"]["role"], run["status"]["upstream"]["host"]) == ("replica", "db2.test")
     arrives("on the new one", DB1)

@@ -22,6 +22,10 @@ options:
     description: Whom to follow, as base64 of JSON with primary_host, port, user, password, ca, name and conninfo.
     type: str
     required: true
+  ask_only:
+    description: Only refuse what cannot work; the server may run.
+    type: bool
+    default: false
 author: Stepladder
 """
 
@@ -114,16 +118,20 @@ def main():
             "version": {"type": "str", "required": True},
             "cluster": {"type": "str", "required": True},
             "wanted": {"type": "str", "required": True, "no_log": True},
+            "ask_only": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     params, path = module.params, ""
+    wanted = json.loads(base64.b64decode(params["wanted"]))
     try:
-        if not module.check_mode:
-            path = rewind(params["version"], params["cluster"], json.loads(base64.b64decode(params["wanted"])))
+        if params["ask_only"]:
+            refuse(params["version"], places(params["version"], params["cluster"])[1], wanted)
+        elif not module.check_mode:
+            path = rewind(params["version"], params["cluster"], wanted)
     except (Refused, subprocess.SubprocessError) as refusal:
         module.fail_json(msg="postgres: %s" % refusal)
-    module.exit_json(changed=True, note=path)
+    module.exit_json(changed=not params["ask_only"], note=path)
 
 
 if __name__ == "__main__":
