@@ -53,7 +53,7 @@ def ready_slot(wanted):
             "select wal_status = 'lost', active from pg_replication_slots where slot_name = %s" % name
         ):
             if active == "t":
-                raise Refused("the slot %s is in use by another host. Nothing was changed." % wanted["name"])
+                raise Refused("the slot %s is in use by another host. postgres changed nothing." % wanted["name"])
             if lost == "t":  # it keeps nothing, and serves nobody any more
                 server.ask("select pg_drop_replication_slot(%s)" % name)
         server.ask(
@@ -124,7 +124,7 @@ def clone(version, cluster, wanted):
     user = pwd.getpwnam("postgres")
     data = places(version, cluster)[1]
     if os.path.isdir(data) and os.listdir(data):
-        raise Refused("%s is not empty. Nothing was changed." % data)
+        raise Refused("%s is not empty. postgres changed nothing." % data)
     folder = os.path.dirname(data)
     if not os.path.isdir(folder):
         os.makedirs(folder)
@@ -134,7 +134,7 @@ def clone(version, cluster, wanted):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise Refused("another copy into %s is still running. Nothing was changed. Wait for it." % target) from error
+        raise Refused("another copy into %s is still running. postgres changed nothing. Wait for it." % target) from error
     identifier, settings = ready_slot(wanted)
     shutil.rmtree(target, ignore_errors=True)  # an earlier copy of this module's that was cut off
     copy(version, target, wanted, user, lock)

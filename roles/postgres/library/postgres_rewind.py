@@ -46,15 +46,15 @@ def refuse(version, data, wanted):
     """Raise Refused unless the other server is a primary that these data can be rewound to."""
     other = there(wanted, wanted["primary_host"])
     if not other["reached"]:
-        raise Refused("%s could not be asked: %s. Nothing was changed." % (wanted["primary_host"], other["words"]))
+        raise Refused("%s could not be asked: %s. postgres changed nothing." % (wanted["primary_host"], other["words"]))
     if other["system_identifier"] != system_identifier(data):
-        raise Refused("%s holds another system than %s. Nothing was changed." % (data, wanted["primary_host"]))
+        raise Refused("%s holds another system than %s. postgres changed nothing." % (data, wanted["primary_host"]))
     if other["in_recovery"]:
-        raise Refused("%s is no primary. Nothing was changed. Promote it first." % wanted["primary_host"])
+        raise Refused("%s is no primary. postgres changed nothing. Promote it first." % wanted["primary_host"])
     mine = int(control(version, data).get("Latest checkpoint's TimeLineID", "0"))
     if other["timeline"] <= mine:
         raise Refused(
-            "%s is on timeline %d and %s on %d, so it was not promoted after this one. Nothing was changed."
+            "%s is on timeline %d and %s on %d, so it was not promoted after this one. postgres changed nothing."
             % (wanted["primary_host"], other["timeline"], data, mine)
         )
 
@@ -95,12 +95,12 @@ def become_standby(data):
 def rewind(version, cluster, wanted):
     configuration, data = places(version, cluster)
     if Server(version, data).running:
-        raise Refused("the server still runs. Nothing was changed. Stop it first.")
+        raise Refused("the server still runs. postgres changed nothing. Stop it first.")
     refuse(version, data, wanted)
     words = control(version, data)
     tried = command(version, configuration, data, wanted, "--dry-run")
     if tried.returncode:
-        raise Refused("pg_rewind cannot do it: %s. Nothing was changed." % tried.stderr.strip())
+        raise Refused("pg_rewind cannot do it: %s. postgres changed nothing." % tried.stderr.strip())
     path = note(data, words, tried.stderr + tried.stdout)
     done = command(version, configuration, data, wanted)
     if done.returncode:
