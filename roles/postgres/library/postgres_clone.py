@@ -134,7 +134,9 @@ def clone(version, cluster, wanted):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise Refused("another copy into %s is still running. postgres changed nothing. Wait for it." % target) from error
+        raise Refused(
+            "another copy into %s is still running. postgres changed nothing. Wait for it." % target
+        ) from error
     identifier, settings = ready_slot(wanted)
     shutil.rmtree(target, ignore_errors=True)  # an earlier copy of this module's that was cut off
     copy(version, target, wanted, user, lock)
