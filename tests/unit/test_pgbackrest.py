@@ -366,6 +366,25 @@ def test_stanza_of_another_database_is_upgraded_only_on_request(
     assert done == ["upgraded the stanza shop"]
 
 
+@pytest.mark.parametrize(("seen_at", "waits"), [("", True), ("old.test", True), ("repo.test", False)])
+def test_database_waits_for_a_repository_that_is_new_to_it_and_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seen_at: str, waits: bool
+) -> None:
+    control = program(tmp_path, DATABASE)
+    (tmp_path / "pgbackrest.conf").write_text("new")
+    (tmp_path / "mark").write_text(f"0123456789abcdef {seen_at}" if seen_at else "")
+    monkeypatch.setattr(control, "CONFIGURATION", str(tmp_path / "pgbackrest.conf"))
+    monkeypatch.setattr(control, "MARK", str(tmp_path / "mark"))
+    answers(control, monkeypatch, info=(49, "", "unable to connect"), check=(49, "", "unable to connect"))
+    if not waits:
+        with pytest.raises(control.Failed, match="does not arrive in the repository: unable to connect"):
+            control.ensure(False)
+        return
+    control.ensure(False)
+    told = json.loads(capsys.readouterr().out)
+    assert "WAL waits on this host" in told["notes"][0] and control.marked()[1] == seen_at
+
+
 def test_database_makes_no_backups(tmp_path: Path) -> None:
     control = program(tmp_path, DATABASE)
     for call in (control.backup, control.start):
