@@ -366,6 +366,26 @@ def test_stanza_of_another_database_is_upgraded_only_on_request(
     assert done == ["upgraded the stanza shop"]
 
 
+@pytest.mark.parametrize("patience", [90, 0])
+def test_stanza_is_tried_again_while_the_database_sends_wal(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    locked = "WARN: unable to check pg1: [LockAcquireError] unable to acquire lock on file 'x' ERROR: [056]: unable to find primary cluster"
+    left = [(56, "", locked), (56, "", locked), (0, "", "")]
+    monkeypatch.setattr(
+        control, "pgbackrest", lambda stanza, *words: left.pop(0) if words == ("stanza-create",) else (1, "", "")
+    )
+    monkeypatch.setattr(control, "PATIENCE", patience)
+    monkeypatch.setattr(control.time, "sleep", lambda seconds: None)
+    done: list[str] = []
+    if patience:
+        control.create("shop", False, done)
+        assert done == ["made the stanza shop"] and left == []
+    else:
+        with pytest.raises(control.Failed, match="could not be made: WARN: unable to check pg1"):
+            control.create("shop", False, done)
+
+
 @pytest.mark.parametrize(("seen_at", "waits"), [("", True), ("old.test", True), ("repo.test", False)])
 def test_database_waits_for_a_repository_that_is_new_to_it_and_for_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seen_at: str, waits: bool
