@@ -286,7 +286,7 @@ def table(rows: int | None = 10, digest: str = "77", **changes: Any) -> dict[str
         (table(), table(8, "79", deleted=2), table(5, "78"), "has 5 rows, and between 6 and 10"),
         # Counted as unwritten, and yet of other content: what was written is counted late.
         (table(), table(11, "79"), table(11, "79"), ""),
-        (table(), table(0, "0", node="2"), table(0, "0"), ""),
+        (table(), table(5, "79", node="2", inserted=15), table(2, "78"), ""),
         (table(), table(3, "79", inserted=0), table(55, "78"), ""),
         (table(), None, None, ""),
         (table(None, ""), table(None, ""), table(None, ""), ""),
