@@ -32,6 +32,8 @@ GROUP_STAGES = {
     "worker": 3,
     "edge": 4,
 }  # the stage that a group's layer comes with; those of stage 1 are always run
+REPLICA_STAGE = 5  # the first with more than one host in database
+NOTICED_SECONDS = 2  # until HAProxy has seen that a replica is behind
 KIT_GROUPS = {"web", "database", "backup", *GROUP_STAGES}
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
@@ -369,6 +371,37 @@ def memory_problem(host: str, shares: Mapping[str, Any]) -> str | None:
     return f"The memory shares of {host} add up to {total:g} of what it has ({parts}). Lower them to 1 or less in site_memory_shares."
 
 
+def primary_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """The sentence for a primary that is no host of the database."""
+    hosts = groups.get("database") or []
+    if not name or name in hosts:
+        return []
+    return [
+        f"site_database_primary is {name}, and the group database has {listed(hosts) or 'no host'}. Name one of them."
+    ]
+
+
+def replica_stage_problems(groups: Mapping[str, list[str]], stage: int) -> list[str]:
+    """The sentence for several hosts of the database where no stage makes replicas of them."""
+    hosts = groups.get("database") or []
+    if len(hosts) < 2 or not stage or stage >= REPLICA_STAGE:
+        return []
+    return [
+        f"The group database has {listed(hosts)}, and stage {stage} knows one primary without replicas. Run "
+        f"playbooks/stage{REPLICA_STAGE}.yml, or leave one host in database."
+    ]
+
+
+def read_own_writes_problems(seconds: int, lag: int) -> list[str]:
+    """The sentence for writers who could be sent to a replica that does not have what they wrote."""
+    if seconds >= lag + NOTICED_SECONDS:
+        return []
+    return [
+        f"site_read_own_writes_seconds is {seconds}, and a replica may be {lag} s behind (site_replica_lag_seconds) and stays in use "
+        f"for {NOTICED_SECONDS} s more: people would miss what they have just written. Set it to {lag + NOTICED_SECONDS} or more."
+    ]
+
+
 def media_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[str]:
     """The sentence for uploads that would be kept on a host that does not run the site."""
     web = groups.get("web") or []
@@ -462,6 +495,7 @@ class ActionModule(ActionBase):
         if stage := self._task.args.get("stage"):
             problems += stage_problems(groups, GROUP_STAGES, int(stage))
             problems += fleet_problems(groups, int(stage))
+            problems += replica_stage_problems(groups, int(stage))
         hosts = [host for host in groups.get("site") or [] if host != "localhost"]
         hostvars, raw = self._variables(task_vars, hosts)
         known = known_variables()
@@ -541,6 +575,12 @@ class ActionModule(ActionBase):
             problems += edge_tls_problems(groups, self._value(hostvars, hosts[0], "site_tls")[0])
             problems += virtual_address_problems(groups, self._value(hostvars, hosts[0], "site_virtual_address")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
+            problems += primary_host_problems(self._value(hostvars, hosts[0], "site_database_primary")[0], groups)
+            seconds = (
+                self._value(hostvars, hosts[0], f"site_{name}_seconds")[0]
+                for name in ("read_own_writes", "replica_lag")
+            )
+            problems += read_own_writes_problems(*seconds)
             problems += self._shares(hostvars)
             urls = (self._value(hostvars, hosts[0], f"site_{kind}_url")[0] for kind in ("static", "media"))
             problems += values.url_problems(*urls)

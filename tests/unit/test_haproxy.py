@@ -15,13 +15,14 @@ def load(path):
     return module
 
 
-problems = load(ROLE / "filter_plugins/haproxy_problems.py").haproxy_problems
+filters = load(ROLE / "filter_plugins/haproxy_problems.py")
+problems = filters.haproxy_problems
 server = load(ROLE / "library/haproxy_server.py")
 
 
 def settings(**changes):
     good = {
-        "name": "edge", "server_names": ["shop.example.com"], "sections": "", "addresses": [],
+        "name": "edge", "server_names": ["shop.example.com"], "sections": "", "postgres": {}, "addresses": [],
         "backends": [{"name": "web1", "address": "192.0.2.11", "port": 443}],
         "ports": {"http": 80, "https": 443, "stats": 8404}, "tls": "internal", "tls_files": ["/a", "/b"],
         "backend_tls": False, "backend_ca": "/ca.pem", "backend_name": "shop.example.com", "balance": "leastconn",
@@ -44,6 +45,44 @@ def test_settings_that_work_are_not_refused():
         sections="listen x", server_names=[], backends=[], health_host="", backend_name="", tls_files=["", ""]
     )
     assert problems(raw) == []
+
+
+POSTGRES = {"servers": [{"name": "db1", "address": "192.0.2.21"}], "primary_port": 6440, "ca": "/ca.pem"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"servers": []}, "haproxy_postgres has no servers."),
+        ({"servers": [{"name": "db1"}]}, "haproxy_postgres.servers, entry 1, has no address."),
+        ({"servers": [{"name": "primary", "address": "192.0.2.21"}]}, "has the name primary"),
+        ({"servers": [{"name": "db_1", "address": "192.0.2.21"}]}, "db_1, which no certificate can carry"),
+        ({"servers": [{"name": "db1", "address": "192.0.2.21", "port": 0}]}, "has the port 0"),
+        ({"primary_port": 8404}, "Give each a number of its own."),
+        ({"replica_port": 6440}, "Give each a number of its own."),
+        ({"ca": ""}, "Set all three to paths on the host."),
+        ({"user": "it's"}, "has the user it's."),
+        ({"lag_seconds": 0}, "has lag_seconds 0."),
+        ({"lag": 5}, "unknown key lag"),
+    ],
+)
+def test_a_way_to_postgresql_that_cannot_work_is_said_in_a_sentence(changes, words):
+    assert problems(settings(postgres=POSTGRES)) == []
+    found = problems(settings(postgres={**POSTGRES, **changes}))
+    assert len(found) == 1 and words in found[0]
+
+
+def test_an_instance_is_one_thing():
+    assert "Empty one of them." in problems(settings(postgres=POSTGRES, sections="listen x"))[0]
+    assert "Leave haproxy_tls alone." in problems(settings(postgres=POSTGRES, tls="letsencrypt"))[0]
+
+
+def test_the_question_to_postgresql_has_its_own_length_in_it():
+    startup = bytes.fromhex(filters.haproxy_postgres_startup("haproxy"))
+    assert int.from_bytes(startup[:4], "big") == len(startup) and startup[4:8] == b"\0\3\0\0"
+    assert b"user\0haproxy\0database\0postgres\0" in startup and startup.endswith(b"\0\0")
+    query = bytes.fromhex(filters.haproxy_postgres_query("select 1"))
+    assert query == b"Q\0\0\0\x0dselect 1\0X\0\0\0\4"
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,7 @@ def site_runner(directory, release, config, user, timeout=3600):
         raise Refused("django: the release %s is not on this host (looked in %s)." % (release, home))
     environment, secrets = read_environment(os.path.join(directory, "config", config, "env"))
     environment["SITE_RELEASE"] = release
+    environment["SITE_DATABASE_DIRECT"] = "1"
     return Runner(
         user,
         record["code"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ URL_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 PATH = re.compile(r"/[A-Za-z0-9._/@~+-]+")
 BALANCE = re.compile(r"[a-z0-9][A-Za-z0-9_(),.-]*( [A-Za-z0-9_(),.-]+)*")
 BACKEND_KEYS = {"name", "address", "port", "weight"}
+POSTGRES_KEYS = {"servers", "primary_port", "replica_port", "ca", "user", "lag_seconds"}
+POSTGRES_SERVER_KEYS = {"name", "address", "port", "verify_name"}
 LIMIT_KEYS = {"path_prefix", "requests", "seconds", "methods"}
 LIMITS = 3  # as many counters as HAProxy keeps per request
 MOST_CONNECTIONS = 150_000  # six file descriptors each, of the 1048576 that a process may have
@@ -105,23 +108,28 @@ def site(settings: dict[str, Any]) -> Iterator[str]:
 def backends(settings: dict[str, Any]) -> Iterator[str]:
     if not settings["backends"]:
         yield "haproxy_backends is empty. List the web servers, each with name, address and port."
+    yield from listed_servers("haproxy_backends", settings["backends"], BACKEND_KEYS, {"name", "address", "port"})
+
+
+def listed_servers(listed_in: str, servers: list[dict[str, Any]], known: set[str], needed: set[str]) -> Iterator[str]:
     seen: dict[str, set[Any]] = {"name": set(), "place": set()}
-    for number, server in enumerate(settings["backends"], 1):
-        where = f"haproxy_backends, entry {number},"
-        yield from unknown(server, BACKEND_KEYS, where)
-        missing = sorted({"name", "address", "port"} - set(server))
+    for number, server in enumerate(servers, 1):
+        where = f"{listed_in}, entry {number},"
+        yield from unknown(server, known, where)
+        missing = sorted(needed - set(server))
         if missing:
             yield f"{where} has no {missing[0]}."
             continue
+        port = server.get("port", 5432)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", str(server["name"])):
             yield f"{where} has the name {server['name']}. Use letters, digits and _.-"
         if not is_address(server["address"]) and not HOST.fullmatch(str(server["address"])):
             yield f"{where} has the address {server['address']}, which is neither an address nor a host name."
-        if not whole(server["port"], 1, 65535):
-            yield f"{where} has the port {server['port']}; a port is a number from 1 to 65535."
+        if not whole(port, 1, 65535):
+            yield f"{where} has the port {port}; a port is a number from 1 to 65535."
         if not whole(server.get("weight", 100), 1, 256):
             yield f"{where} has the weight {server['weight']}; it is a number from 1 to 256. To take it out, drain it."
-        for what, value in (("name", server["name"]), ("place", (server["address"], server["port"]))):
+        for what, value in (("name", server["name"]), ("place", (server["address"], port))):
             if value in seen[what]:
                 yield f"{where} is the second with the {what} {value}. Take one out."
             seen[what].add(value)
@@ -150,6 +158,38 @@ def limits(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{where} has the methods {methods}. They are a list of capital words, [POST] say."
 
 
+def postgres(settings: dict[str, Any]) -> Iterator[str]:
+    asked = settings["postgres"]
+    yield from unknown(asked, POSTGRES_KEYS, "haproxy_postgres")
+    if settings["sections"]:
+        yield "haproxy_postgres and haproxy_sections are both set, and an instance is one thing. Empty one of them."
+    if not all(PATH.fullmatch(str(path)) for path in (*settings["tls_files"], asked.get("ca", ""))):
+        yield (
+            "haproxy_postgres needs haproxy_tls_certificate, haproxy_tls_key and its ca, by which servers and HAProxy know "
+            "each other. Set all three to paths on the host."
+        )
+    if settings["tls"] != "internal":
+        yield f"haproxy_postgres needs haproxy_tls: internal, found {settings['tls']}. Leave haproxy_tls alone."
+    ports = [asked.get("primary_port"), *([asked["replica_port"]] if asked.get("replica_port") else [])]
+    if not all(whole(port, 1, 65535) for port in ports) or len({*ports, settings["ports"]["stats"]}) <= len(ports):
+        yield f"haproxy_postgres has the ports {ports}, beside {settings['ports']['stats']} for statistics. Give each a number of its own."
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,62}", str(asked.get("user", "haproxy"))):
+        yield f"haproxy_postgres has the user {asked['user']}. Use small letters, digits, hyphens and underscores."
+    if not whole(asked.get("lag_seconds", 5), 1, 3600):
+        yield f"haproxy_postgres has lag_seconds {asked['lag_seconds']}. It is a whole number from 1 to 3600."
+    if not asked.get("servers"):
+        yield "haproxy_postgres has no servers. List them, each with name and address."
+    yield from listed_servers(
+        "haproxy_postgres.servers", asked.get("servers") or [], POSTGRES_SERVER_KEYS, {"name", "address"}
+    )
+    for server in asked.get("servers") or []:
+        name = server.get("verify_name", server.get("name", "x"))
+        if not HOST.fullmatch(str(name)):
+            yield f"haproxy_postgres.servers has {name}, which no certificate can carry. Give it a verify_name."
+        if server.get("name") == "primary":
+            yield "haproxy_postgres.servers has the name primary, which is where reads go while there is no replica. Choose another."
+
+
 def memory(settings: dict[str, Any]) -> Iterator[str]:
     if not whole(settings["max_connections"], 10, MOST_CONNECTIONS):
         yield (
@@ -167,10 +207,29 @@ def memory(settings: dict[str, Any]) -> Iterator[str]:
 def haproxy_problems(settings: dict[str, Any]) -> list[str]:
     """Every problem of a role's settings; empty when they can work."""
     checks = [names, memory]
-    checks += [] if settings["sections"] else [site, backends, limits]
+    checks += [postgres] if settings["postgres"] else [] if settings["sections"] else [site, backends, limits]
     return [sentence for check in checks for sentence in check(settings)]
+
+
+def haproxy_postgres_startup(user: str) -> str:
+    """The first message of a connection to the database postgres, as hexadecimal digits; wants no encryption of its own.
+
+    Source: "Message Formats" in PostgreSQL's documentation, protocol 3.0.
+    """
+    words = b"user\0" + user.encode() + b"\0database\0postgres\0application_name\0haproxy\0\0"
+    return (struct.pack("!ii", len(words) + 8, 196608) + words).hex()
+
+
+def haproxy_postgres_query(sql: str) -> str:
+    """A simple query and the goodbye after it, as hexadecimal digits."""
+    words = sql.encode() + b"\0"
+    return (b"Q" + struct.pack("!i", len(words) + 4) + words + b"X" + struct.pack("!i", 4)).hex()
 
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"haproxy_problems": haproxy_problems}
+        return {
+            "haproxy_problems": haproxy_problems,
+            "haproxy_postgres_startup": haproxy_postgres_startup,
+            "haproxy_postgres_query": haproxy_postgres_query,
+        }

@@ -33,6 +33,10 @@ options:
     type: str
     choices: [fail, close]
     default: fail
+  healthy:
+    description: Whether a server that is readmitted has to pass its health checks; a database that is not the primary does not.
+    type: bool
+    default: true
   last:
     description: Whether the last server that is up may be drained.
     type: bool
@@ -271,10 +275,10 @@ def readmit(instance, name, params, check):
             instance.save()
     started = time.monotonic()
     row = find(instance.servers(), name)
-    while not is_healthy(row) and time.monotonic() < started + params["seconds"]:
+    while params["healthy"] and not is_healthy(row) and time.monotonic() < started + params["seconds"]:
         time.sleep(PAUSE)
         row = find(instance.servers(), name)
-    if not is_healthy(row):
+    if params["healthy"] and not is_healthy(row):
         raise Refused(
             "%s was readmitted, but is %s after %d s: its health check says %s. HAProxy sends it nothing until it "
             "passes." % (name, row["status"], params["seconds"], check_said(row))
@@ -292,6 +296,7 @@ def main():
             "seconds": {"type": "int", "default": 60},
             "leftover": {"type": "str", "choices": ["fail", "close"], "default": "fail"},
             "last": {"type": "bool", "default": False},
+            "healthy": {"type": "bool", "default": True},
         },
         required_if=[("state", "drained", ["server"]), ("state", "ready", ["server"])],
         supports_check_mode=True,

@@ -153,6 +153,24 @@ def databases(settings: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def watch(settings: dict[str, Any]) -> Iterator[str]:
+    watched = settings["watch"]
+    if not watched:
+        return
+    known = {item["name"] for item in settings["databases"]}
+    for key in ("databases", "replica_databases"):
+        for name in watched.get(key) or []:
+            if name not in known:
+                yield f"pgbouncer_watch has {name} in {key}, and pgbouncer_databases has {', '.join(sorted(known))}. Name one of them."
+    if not re.fullmatch(r"http://(127\.0\.0\.1|localhost):\d+/\S*", str(watched.get("url", ""))):
+        yield (
+            f"pgbouncer_watch has the url {watched.get('url')}. Give the one of HAProxy's statistics on this host, "
+            "http://127.0.0.1:8405/;csv say."
+        )
+    if not whole(watched.get("pause_seconds") or 60, 5, 3600):
+        yield f"pgbouncer_watch has pause_seconds {watched['pause_seconds']}. It is a whole number from 5 to 3600."
+
+
 def sums(settings: dict[str, Any]) -> Iterator[str]:
     """Only asked when everything else is right: the sizes are numbers then."""
     processes, limit = settings["processes"], settings["server_connections"]
@@ -192,7 +210,7 @@ def others(settings: dict[str, Any]) -> Iterator[str]:
 
 def pgbouncer_problems(settings: dict[str, Any]) -> list[str]:
     """Every problem of a role's settings; empty when they can work."""
-    found = [sentence for check in (instance, passwords, databases, others) for sentence in check(settings)]
+    found = [sentence for check in (instance, passwords, databases, watch, others) for sentence in check(settings)]
     return found or list(sums(settings))
 
 

@@ -1,0 +1,253 @@
+"""Who is primary, judged from what the hosts of `database` answered (role postgres, tasks_from: status).
+
+`primary: {part: agree}` refuses when the hosts say something else than the inventory; `switchover`, `failover` and
+`rejoin` refuse what cannot be done, and return who is concerned. Nothing is asked or changed here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+KIT = Path(__file__).resolve().parents[2]
+CLOSE_BYTES = 16 * 1024 * 1024  # one WAL file: further behind, and a switchover would keep people waiting
+Found = Mapping[str, Mapping[str, Any]]
+
+
+def load(path: Path) -> ModuleType:
+    """A Python file of the kit that Ansible's own loaders would not give to an action."""
+    spec = importlib.util.spec_from_file_location(f"stepladder_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def position(lsn: str) -> int:
+    """A WAL position (16/B374D848) as a number of bytes; 0 for none."""
+    high, _, low = lsn.partition("/")
+    return (int(high, 16) << 32) + int(low, 16) if low else 0
+
+
+def named(hosts: list[str]) -> str:
+    return " and ".join(hosts) if len(hosts) < 3 else ", ".join(hosts)
+
+
+def running(found: Found, role: str) -> list[str]:
+    return [host for host, one in found.items() if one["running"] and one["role"] == role]
+
+
+def two_primaries(found: Found) -> list[str]:
+    primaries = running(found, "primary")
+    if len(primaries) < 2:
+        return []
+    where = ", ".join(f"{host} on timeline {found[host]['timeline']}" for host in primaries)
+    return [
+        f"{named(primaries)} each say that they are the primary ({where}). Stop PostgreSQL on the one that nobody should write to "
+        "(the higher timeline was promoted later), then run playbooks/rejoin.yml -e host=<it>."
+    ]
+
+
+def disagreements(found: Found, wanted: str) -> list[str]:
+    """Why a stage run must not go on: the sentences; `wanted` is the inventory's primary."""
+    primaries = running(found, "primary")
+    if len(primaries) > 1:
+        return two_primaries(found)
+    if primaries and primaries != [wanted]:
+        return [
+            f"{primaries[0]} is the primary, and the inventory says {wanted}. "
+            f"Set site_database_primary: {primaries[0]} in group_vars/site.yml."
+        ]
+    with_data = [host for host, one in found.items() if one["role"] != "none"]
+    if not primaries and with_data and found.get(wanted, {}).get("role") != "primary":
+        return [
+            f"There is no primary: {wanted}, which the inventory names, is {words(found.get(wanted))}, and {named(with_data)} "
+            f"{'has' if len(with_data) == 1 else 'have'} data. playbooks/failover.yml makes a replica the primary."
+        ]
+    former = [host for host, one in found.items() if host != wanted and one["role"] == "primary"]
+    return [
+        f"{host} has the data of a primary and does not run, and {wanted} is the primary. playbooks/rejoin.yml -e host={host} "
+        "makes it a replica."
+        for host in former
+    ]
+
+
+def words(one: Mapping[str, Any] | None) -> str:
+    if not one:
+        return "no host that could be asked"
+    if one["role"] == "none":
+        return "without data"
+    return f"a {one['role']}{'' if one['running'] else ' that does not run'}"
+
+
+def switchover_problems(found: Found, to: str, slots: list[str]) -> list[str]:
+    """Why `to` cannot take over from the running primary; `slots` are those of the members but `to`."""
+    known = ", ".join(found)
+    if not to:
+        return [f"Say which replica becomes the primary: -e to=<one of {known}>."]
+    if to not in found:
+        return [f"to is {to}, and the group database has {known}. Name one of them."]
+    primaries = running(found, "primary")
+    if len(primaries) > 1:
+        return two_primaries(found)
+    if not primaries:
+        return ["No primary runs, so there is none to take over from. playbooks/failover.yml -e to=" + to]
+    [primary], one = primaries, found[to]
+    if primary == to:
+        return [f"{to} is the primary already."]
+    if not one["running"] or one["role"] != "replica":
+        return [f"{to} is {words(one)}; only a running replica can take over."]
+    problems = []
+    if one["upstream"].get("state") != "streaming":
+        problems.append(f"{to} receives nothing from {primary} (its receiver is {one['upstream'].get('state')}).")
+    elif (behind := position(found[primary]["lsn"]) - position(one["replay_lsn"])) > CLOSE_BYTES:
+        problems.append(
+            f"{to} is {behind // 1024 // 1024} MB behind {primary}; people would wait until it has caught up. Try again later."
+        )
+    if one["replay_paused"]:
+        problems.append(f"On {to} replay is paused. Let it go on: select pg_wal_replay_resume().")
+    missing = sorted(set(slots) - {slot["name"] for slot in one["slots"]})
+    if missing:
+        problems.append(
+            f"{to} keeps no replication slot for {named(missing)}. Run the stage's playbook, which makes it."
+        )
+    return problems
+
+
+def most_advanced(found: Found) -> str:
+    """The running replica that has received the most; the first of equals, empty when there is none."""
+    replicas = running(found, "replica")
+    return max(replicas, key=lambda host: (found[host]["timeline"], position(found[host]["lsn"])), default="")
+
+
+def failover_problems(found: Found, to: str) -> list[str]:
+    """Why no replica can be promoted; `found` has only the hosts that answered."""
+    if primaries := running(found, "primary"):
+        return two_primaries(found) or [
+            f"{primaries[0]} runs and is the primary, so nothing failed. playbooks/switchover.yml moves it; if it has to go at once, "
+            f"stop PostgreSQL there first."
+        ]
+    best = most_advanced(found)
+    if not best:
+        state = "; ".join(f"{host} is {words(one)}" for host, one in found.items()) or "no host of database answers"
+        return [
+            f"There is no running replica to promote: {state}. docs/operations/failover.md says what is left to try."
+        ]
+    if to and (to not in found or found[to]["role"] != "replica" or not found[to]["running"]):
+        return [
+            f"to is {to}, which is {words(found.get(to))}. Leave to out, or name one of {named(running(found, 'replica'))}."
+        ]
+    if to and (behind := position(found[best]["lsn"]) - position(found[to]["lsn"])) > 0:
+        return [f"{to} has {behind} bytes less than {best}, which would be lost. Leave to out, or say -e to={best}."]
+    return []
+
+
+def rejoin_problems(found: Found, host: str) -> list[str]:
+    """Why `host` cannot become a replica of the primary there is."""
+    known = ", ".join(found)
+    if host not in found:
+        return [
+            f"host is {host or 'not given'}, and of the group database {known} could be asked. Say -e host=<one of them>."
+        ]
+    others = {name: one for name, one in found.items() if name != host}
+    primaries = running(others, "primary")
+    if len(primaries) != 1:
+        return two_primaries(others) or [
+            f"No other host than {host} is a primary that runs. Promote one first: playbooks/failover.yml."
+        ]
+    if found[host]["role"] == "none":
+        return [f"{host} has no data: it is made a replica by the stage's playbook."]
+    return []
+
+
+def size(number: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1024 or unit == "GB":
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    raise AssertionError
+
+
+def report(found: Found, away: list[str], most_seconds: float) -> tuple[list[str], list[str]]:
+    """The lines of a table about all members, and the sentences for what is not well."""
+    line = "{:<16} {:<10} {:>8} {:>16} {:>12} {:>12}  {}"
+    lines = [line.format("host", "role", "timeline", "at", "behind", "seconds", "slots that it keeps")]
+    problems = [f"{host} does not answer." for host in away] + two_primaries(found)
+    if not running(found, "primary"):
+        problems.append("There is no primary that runs.")
+    for host, one in found.items():
+        kept = [
+            f"{slot['name']} {size(slot['retained_bytes'])}{'' if slot['active'] else ', nobody reads it'}"
+            for slot in one["slots"]
+            if slot["retained_bytes"] or slot["active"]
+        ]
+        behind = "" if one["lag_bytes"] is None else size(one["lag_bytes"])
+        seconds = "" if one["lag_seconds"] is None else f"{one['lag_seconds']:g}"
+        role = one["role"] if one["running"] else f"({one['role']})"
+        lines.append(line.format(host, role, one["timeline"], one["lsn"], behind, seconds, "; ".join(kept) or "-"))
+        problems += [
+            f"The slot {slot['name']} on {host} was lost: that replica has to be copied anew."
+            for slot in one["slots"]
+            if slot["wal_status"] == "lost"
+        ]
+        if not one["running"]:
+            problems.append(f"PostgreSQL on {host} does not run.")
+        elif one["role"] == "replica" and one["upstream"].get("state") != "streaming":
+            problems.append(f"{host} receives nothing from a primary.")
+        elif one["role"] == "replica" and (one["lag_seconds"] or 0) > most_seconds:
+            problems.append(
+                f"{host} is {one['lag_seconds']:g} s behind (site_replica_lag_seconds is {most_seconds:g})."
+            )
+        waiting = one["synchronous"]
+        if waiting["on"] and not waiting["there"] and one["role"] == "primary":
+            problems.append(
+                f"{host} waits for a synchronous replica, and there is none: {waiting['waiting_commits']} commits wait."
+            )
+    return lines, problems
+
+
+class ActionModule(ActionBase):
+    """See the module's docstring."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        known = task_vars or {}
+        hosts = list(known["groups"].get("database") or [])
+        hostvars = {host: known["hostvars"][host] for host in hosts}
+        found = {host: values["postgres_status"] for host, values in hostvars.items() if "postgres_status" in values}
+        away = [host for host in hosts if host not in found]
+        wanted = str(self._task.args.get("to") or "")
+        part = self._task.args.get("part")
+        if part == "report":
+            lines, problems = report(found, away, float(self._task.args["lag_seconds"]))
+            return {**result, "changed": False, "lines": lines, "problems": problems}
+        if part == "agree":
+            problems = disagreements(found, str(known["database_primary"]))
+        elif part == "switchover":
+            names = dict(zip(hosts, known["database_names"], strict=True))
+            problems = switchover_problems(found, wanted, [name for host, name in names.items() if host != wanted])
+        elif part == "failover":
+            problems = failover_problems(found, wanted)
+        elif part == "rejoin":
+            problems = rejoin_problems(found, wanted)
+        else:
+            raise AnsibleActionFail(f"primary: part is {part!r}.")
+        load(KIT / "plugins/action/preflight.py").refuse(problems)
+        rest = {name: one for name, one in found.items() if part != "rejoin" or name != wanted}
+        result.update(
+            changed=False,
+            primary=next(iter(running(rest, "primary")), ""),
+            to=wanted or most_advanced(found),
+            away=away,
+        )
+        return result
