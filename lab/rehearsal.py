@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import ansible, commands, hosts, inventory, picture
+from lab import ansible, commands, database_drills, hosts, inventory, picture
 from lab.machine import MachineError, tail
 from lab.model import Lab
 from lab.report import console, duration, step, table
@@ -31,6 +31,13 @@ LONG_TASKS, LONG_TASK_SECONDS = 6, 6
 PLAYS = (
     "Base",
     "Database",
+    "Replicas",
+    "Pooler",
+    "Hold",
+    "Fence",
+    "Promote",
+    "Go on",
+    "Replicas of the new primary",
     "Broker",
     "Release",
     "Workers and beat",
@@ -238,11 +245,11 @@ class Drill:
     """Something bad or ordinary that is done to the running site.
 
     `allowed` gives the sentence for a broken promise, from what visitors saw and from how many web hosts there are. It
-    needs so many hosts in `group`.
+    needs so many hosts in `group`. What `act` gives is how many commits the site has said that it lost.
     """
 
     what: str
-    act: Callable[[Lab, Traffic], None]
+    act: Callable[[Lab, Traffic], int | None]
     allowed: Callable[[Report, int], str]
     group: str = "web"
     hosts: int = 1
@@ -481,6 +488,23 @@ DRILLS = {
         nothing_failed,
         "worker",
     ),
+    "switchover": Drill(
+        "a replica takes over and gives back; no visit fails", database_drills.switchover, nothing_failed, "database", 2
+    ),
+    "kill-primary": Drill(
+        "the primary's host loses power, a replica takes over, the old one comes back and rejoins; what is lost is what was said",
+        database_drills.kill_primary,
+        at_most(30),
+        "database",
+        2,
+    ),
+    "replica-lag": Drill(
+        "a replica that does not keep up gets no reads; no visit fails",
+        database_drills.replica_lag,
+        nothing_failed,
+        "database",
+        2,
+    ),
     "reboot-all": Drill("all hosts lose power; the site serves again within 60 s", reboot_all, at_most(60)),
 }
 
@@ -498,10 +522,16 @@ def drill(lab: Lab, name: str, rate: float) -> int:
         console.print(f"\nDrill {one}: {DRILLS[one].what}")
         made = ready_traffic(lab, rate)
         with settled(made):
-            DRILLS[one].act(lab, made)
+            given_up = DRILLS[one].act(lab, made) or 0
         summed = show(lab, made, f"drill-{one}")
         problem = DRILLS[one].allowed(summed, len(in_group(lab, "web")))
-        if not summed.kept:
+        if (
+            given_up
+            and not (summed.doubled or summed.unconfirmed or summed.confirmed_twice)
+            and summed.lost <= given_up
+        ):
+            console.print(f"Of the {given_up} commits that were given up, {summed.lost} were acknowledged orders.")
+        elif not summed.kept:
             problem = summed.broken
         console.print(f"[red]broken[/red]  {one}: {problem}" if problem else f"[green]kept[/green]  {one}")
         if problem:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from http.cookies import SimpleCookie
 from pathlib import Path
 
 TIMEOUT_SECONDS = 10.0
@@ -73,7 +74,9 @@ class Door:
         try:
             connection.request(method, path, body or None, headers or {})
             response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
+            cookies = SimpleCookie("; ".join(response.headers.get_all("Set-Cookie") or []))
+            kept = {name: (one.value, float(one["max-age"] or "inf")) for name, one in cookies.items()}
+            return Answer(response.status, dict(response.getheaders()), response.read(), kept)
         except TimeoutError:
             raise Failed("no answer in time") from None
         except ConnectionRefusedError:
@@ -88,11 +91,12 @@ class Door:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: status, headers, body."""
+    """What came back: status, headers, body, and cookies as (value, seconds that they hold)."""
 
     status: int
     headers: dict[str, str]
     body: bytes
+    cookies: dict[str, tuple[str, float]] = field(default_factory=dict)
 
 
 class Connection(http.client.HTTPSConnection):
@@ -131,6 +135,22 @@ def kind_of(number: int) -> str:
     return random.Random(turn).sample(ROUND, len(ROUND))[place]
 
 
+class Jar:
+    """The cookies of one visitor, for as long as they hold."""
+
+    def __init__(self, **cookies: str) -> None:
+        self.cookies = {name: (value, float("inf")) for name, value in cookies.items()}
+
+    def take(self, answer: Answer) -> None:
+        now = time.monotonic()
+        self.cookies.update({name: (value, now + seconds) for name, (value, seconds) in answer.cookies.items()})
+
+    def headers(self) -> dict[str, str]:
+        now = time.monotonic()
+        held = [f"{name}={value}" for name, (value, until) in self.cookies.items() if until > now]
+        return {"Cookie": "; ".join(held)} if held else {}
+
+
 class Traffic:
     """A running load: visits at a constant rate until `stop`, or for a number of seconds.
 
@@ -142,6 +162,7 @@ class Traffic:
         self.visits: list[Visit] = []
         self.marks: list[Mark] = []
         self.acknowledged: list[str] = []
+        self.jars: dict[str, Jar] = {}  # of who placed an order, by its key
         self.started = 0.0
         self.seconds = 0.0
         self._stop = threading.Event()
@@ -210,20 +231,26 @@ class Traffic:
     def _order(self, number: int) -> None:
         key = f"traffic-{uuid.uuid4().hex}"
         order = {"customer": f"Visitor {number}", "items": [{"sku": self._product(number), "quantity": 1}]}
-        self._ask(
+        answer = self._ask(
             [200, 201], "POST", "/api/orders", json.dumps(order).encode(),
             Idempotency_Key=key, Content_Type="application/json",
         )  # fmt: skip
+        jar = Jar()
+        jar.take(answer)
         with self._lock:
             self.acknowledged.append(key)
+            self.jars[key] = jar
             with self.ledger.open("a") as stream:
                 stream.write(key + "\n")
 
     def _read(self, number: int) -> None:
-        """An order that was acknowledged some time ago is there, whichever machine is asked."""
+        """An order is there for who placed it, just now or some time ago, whichever machine is asked."""
         with self._lock:
-            key = self.acknowledged[number % len(self.acknowledged)] if self.acknowledged else ""
-        self._ask([200], "GET", f"/api/orders/{key}" if key else "/")
+            # Every other time the newest one, which a replica may not have yet.
+            place = -1 if number % 2 else number % max(len(self.acknowledged), 1)
+            key = self.acknowledged[place] if self.acknowledged else ""
+            jar = self.jars.get(key, Jar())
+        self._ask([200], "GET", f"/api/orders/{key}" if key else "/", **jar.headers())
 
     def _report(self, number: int) -> None:
         """The newest report; where a task makes it, the first visitor is told to come back."""
@@ -239,13 +266,14 @@ class Traffic:
             f'--{boundary}\r\nContent-Disposition: form-data; name="photo"; filename="p.png"\r\n'
             "Content-Type: image/png\r\n\r\n"
         ).encode() + content + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
-        self._ask(
+        jar = Jar(sessionid=self.session, csrftoken=token)
+        sent = self._ask(
             [302], "POST", f"/products/{product}/photo", body,
             Content_Type=f"multipart/form-data; boundary={boundary}",
-            Cookie=f"sessionid={self.session}; csrftoken={token}",
-            X_CSRFToken=token, Referer=f"https://{self.door.hostname}/",
+            X_CSRFToken=token, Referer=f"https://{self.door.hostname}/", **jar.headers(),
         )  # fmt: skip
-        page = self._ask([200], "GET", f"/products/{product}/").body.decode(errors="replace")
+        jar.take(sent)
+        page = self._ask([200], "GET", f"/products/{product}/", **jar.headers()).body.decode(errors="replace")
         shown = re.search(r'src="(/media/[^"]+)"', page)
         if not shown:
             raise Failed("an upload is not shown")

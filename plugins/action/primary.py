@@ -6,28 +6,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-KIT = Path(__file__).resolve().parents[2]
 CLOSE_BYTES = 16 * 1024 * 1024  # one WAL file: further behind, and a switchover would keep people waiting
 Found = Mapping[str, Mapping[str, Any]]
-
-
-def load(path: Path) -> ModuleType:
-    """A Python file of the kit that Ansible's own loaders would not give to an action."""
-    spec = importlib.util.spec_from_file_location(f"stepladder_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def position(lsn: str) -> int:
@@ -242,7 +228,8 @@ class ActionModule(ActionBase):
             problems = rejoin_problems(found, wanted)
         else:
             raise AnsibleActionFail(f"primary: part is {part!r}.")
-        load(KIT / "plugins/action/preflight.py").refuse(problems)
+        if problems:
+            raise AnsibleActionFail(" ".join([*problems, "Nothing was changed."]))
         rest = {name: one for name, one in found.items() if part != "rejoin" or name != wanted}
         result.update(
             changed=False,

@@ -28,11 +28,22 @@ SHAPES = {
     "one host with everything": {"web": ["one"], "database": ["one"], "cache": ["one"], "worker": ["one"]},
     "a backup host": {"backup": ["backup1"], "web": ["web1"], "database": ["db1"]},
     "a backup host that is the database's": {"backup": ["db1"], "web": ["web1"], "database": ["db1"]},
+    "a replica": {
+        "edge": ["edge1"],
+        "web": ["web1", "web2"],
+        "database": ["db1", "db2"],
+        "worker": ["worker1"],
+        "cache": ["cache1"],
+        "backup": ["backup1"],
+    },
+    "a replica beside one web host": {"web": ["web1"], "database": ["db1", "db2"]},
     "two workers": {"web": ["web1"], "database": ["db1"], "cache": ["cache1"], "worker": ["web1", "worker1"]},
 }
 HOSTS = {
     name: {"ansible_host": f"198.18.9.{n}"}
-    for n, name in enumerate(("one", "web1", "web2", "db1", "cache1", "worker1", "edge1", "edge2", "backup1"), start=1)
+    for n, name in enumerate(
+        ("one", "web1", "web2", "db1", "cache1", "worker1", "edge1", "edge2", "backup1", "db2"), start=1
+    )
 }
 KIT = sorted({path.parent if path.name == "hosts.yml" else path for path in ROOT.glob("inventories/*/*.yml")})
 BUILT = {"release": "20260101-abc", "code": "/srv/shop/releases/x/code", "venv": "/srv/shop/releases/x/venv",
@@ -84,10 +95,16 @@ def keeper_of_backups(site: Environment) -> str:
     return [*site.all_groups.get("backup", []), *apart, *site.all_groups["database"]][0]
 
 
-def backed_up_with(site: Environment, host: str) -> str | None:
-    """The host at the other end of the backups: the repository's of the database, and the database of the repository's."""
-    [database], keeper = site.all_groups["database"], keeper_of_backups(site)
-    return {database: keeper, keeper: database}.get(host) if database != keeper else None
+def databases(site: Environment) -> list[str]:
+    return site.all_groups["database"]
+
+
+def backed_up_with(site: Environment, host: str) -> list[str]:
+    """The hosts at the other end of the backups: the repository's of a database, and the databases of the repository's."""
+    keeper = keeper_of_backups(site)
+    if host == keeper:
+        return [one for one in databases(site) if one != keeper]
+    return [keeper] if host in databases(site) else []
 
 
 def test_the_kit_has_inventories() -> None:
@@ -129,9 +146,16 @@ def test_postgres_admits_exactly_the_hosts_that_run_the_code_over_tls(site: Envi
     for host in site.hosts:
         if "database" in site.groups(host):
             rules = site.value(host, "postgres_access")
-            assert [rule["address"] for rule in rules] == [f"{address}/32" for address in app_addresses(site)]
-            assert {(rule["type"], rule["method"]) for rule in rules} == {("hostssl", "scram-sha-256")}
-            assert {rule["database"] for rule in rules} == {site.value(host, "site_database_name")}
+            wanted = [
+                (f"{address}/32", site.value(host, "site_database_name"), "shop", "scram-sha-256")
+                for address in app_addresses(site)
+            ]
+            if len(databases(site)) > 1:
+                for address in app_addresses(site):
+                    wanted += [(f"{address}/32", "postgres", "pgbouncer_auth", "scram-sha-256"),
+                               (f"{address}/32", "postgres", "haproxy", "cert")]  # fmt: skip
+            assert {rule["type"] for rule in rules} == {"hostssl"}
+            assert [(rule["address"], rule["database"], rule["user"], rule["method"]) for rule in rules] == wanted
 
 
 def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Environment) -> None:
@@ -143,13 +167,15 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
             opened.append((8444, edge_addresses(site)))
         if "database" in site.groups(host):
             opened.append((5432, app_addresses(site)))
+            others = [site.value(one, "host_address") for one in databases(site) if one != host]
+            opened += [(5432, others)] if others else []
         if "cache" in site.groups(host):
             opened.append((6379, app_addresses(site)))
             opened += [(6380, app_addresses(site))] if has_workers(site) else []
         if len(site.all_groups["web"]) > 1 and "web" in site.groups(host):
             opened.append((8443, app_addresses(site)))
-        if other := backed_up_with(site, host):
-            opened.append((8432, [site.value(other, "host_address")]))
+        if others := backed_up_with(site, host):
+            opened.append((8432, [site.value(other, "host_address") for other in others]))
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -159,36 +185,39 @@ def test_a_host_gets_a_certificate_for_each_service_it_runs(site: Environment) -
         leaves = {leaf["name"]: leaf for leaf in site.value(host, "certificates_leaves")}
         assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"), ("cache", "redis"),
                                                      ("edge", "haproxy"))
-                               if group in site.groups(host)} | ({"pgbackrest"} if backed_up_with(site, host) else set())  # fmt: skip
+                               if group in site.groups(host)} | ({"pgbackrest"} if backed_up_with(site, host) else set()) | (
+                                   {"database"} if site.value(host, "pooler_here") else set())  # fmt: skip
+        # A client's has no address: its first name is the user that it is in the database.
+        assert leaves.pop("database", {"names": ["haproxy"]})["names"] == ["haproxy"]
         for leaf in leaves.values():
             assert site.value(host, "host_address") in leaf["names"]
 
 
 def test_backups_go_to_another_host_wherever_there_is_one_and_each_end_knows_the_other(site: Environment) -> None:
-    [database], keeper = site.all_groups["database"], keeper_of_backups(site)
-    here = site.value(keeper, "pgbackrest_host_role")
-    assert here == ("both" if keeper == database else "repository")
-    assert site.value(keeper, "pgbackrest_same_machine") is (keeper == database)
+    keeper = keeper_of_backups(site)
+    alone = databases(site) == [keeper]
+    assert site.value(keeper, "pgbackrest_host_role") == ("both" if keeper in databases(site) else "repository")
+    assert site.value(keeper, "pgbackrest_same_machine") is (keeper in databases(site))
     assert len(site.value(keeper, "pgbackrest_passphrase")) == 40
     [stanza] = site.value(keeper, "pgbackrest_stanzas")
-    assert f"--stanza={stanza['name']} " in site.value(database, "postgres_archive_command")
-    if keeper == database:
-        return
-    assert site.value(database, "pgbackrest_host_role") == "database"
-    assert site.value(database, "pgbackrest_passphrase") == ""
-    # Who asks is known by the first name of its certificate, and the other side must call it so.
-    first = {host: leaf["names"][0] for host in (database, keeper) for leaf in site.value(host, "certificates_leaves")
-             if leaf["name"] == "pgbackrest"}  # fmt: skip
-    assert site.value(database, "pgbackrest_repository_host") == first[keeper]
-    assert (
-        [host["address"] for host in stanza["hosts"]]
-        == [first[database]]
-        == [site.value(database, "pgbackrest_address")]
-    )
+    assert [host["address"] for host in stanza["hosts"]] == [
+        site.value(one, "pgbackrest_address") for one in databases(site)
+    ]
+    for database in databases(site):
+        assert f"--stanza={stanza['name']} " in site.value(database, "postgres_archive_command")
+        if alone:
+            return
+        assert site.value(database, "pgbackrest_host_role") == "database"
+        assert site.value(database, "pgbackrest_passphrase") == ""
+        # Who asks is known by the first name of its certificate, and the other side must call it so.
+        first = {host: leaf["names"][0] for host in (database, keeper) for leaf in site.value(host, "certificates_leaves")
+                 if leaf["name"] == "pgbackrest"}  # fmt: skip
+        assert site.value(database, "pgbackrest_repository_host") == first[keeper]
+        assert first[database] == site.value(database, "pgbackrest_address")
 
 
 def test_the_plays_of_the_backups_meet_the_host_that_the_wiring_means(site: Environment) -> None:
-    [database], keeper = site.all_groups["database"], keeper_of_backups(site)
+    database, keeper = databases(site)[0], keeper_of_backups(site)
     [_, play] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
     assert site.value(database, "met", met=trust_as_template(play["hosts"])) == ([] if keeper == database else [keeper])
     for name in ("backup", "backup-status", "restore", "restore-drill"):
@@ -201,7 +230,9 @@ def test_django_finds_the_database_under_a_name_of_its_certificate(site: Environ
     names = next(leaf["names"] for leaf in site.value(database, "certificates_leaves") if leaf["name"] == "postgres")
     for host in site.hosts:
         if "web" in site.groups(host):
-            settings = site.value(host, "django_databases")["default"]
+            # Where there is a pooler, management commands go to the proxy on their own host.
+            pooled = site.value(host, "site_pooler")
+            settings = site.value(host, "django_databases_direct" if pooled else "django_databases")["default"]
             assert settings["host"] in names and settings["options"]["sslmode"] == "verify-full"
 
 
@@ -570,3 +601,51 @@ def test_deploy_does_not_go_back_to_the_first_version_unasked(
     assert refused.returncode != 0 and "site_version (v1.0) is for the first deploy only" in refused.stdout
     for right in ({"version": "v1.1"}, {"site_version": ""}, {"site_source": {"path": "/srv/shop"}}):
         assert run_playbook(alone, inventory, "-e", json.dumps({**source, **right})).returncode == 0
+
+
+def test_members_of_the_database_agree_and_only_the_primary_copies_nobody(make_inventory: Callable[..., Path]) -> None:
+    for wanted in ("", "db2"):
+        site = one(make_inventory, "a replica", site_database_primary=wanted)
+        primary = wanted or "db1"
+        for name in (
+            "postgres_replication_slots",
+            "postgres_primary_hosts",
+            "postgres_peer_networks",
+            "postgres_replication_password",
+        ):
+            assert site.value("db1", name) == site.value("db2", name) != [], name
+        for host in ("db1", "db2"):
+            other = {"db1": "db2", "db2": "db1"}[host]
+            address = "" if host == primary else site.value(primary, "host_address")
+            assert site.value(host, "postgres_primary_host") == address
+            assert site.value(host, "postgres_peers") == [site.value(other, "host_address")]
+            assert site.value(host, "postgres_replica_name") in site.value(host, "postgres_replication_slots")
+
+
+def test_one_database_host_has_nothing_of_replicas(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory)
+    for name in ("postgres_replication_slots", "postgres_primary_hosts", "postgres_peers", "postgres_peer_networks"):
+        assert site.value("db1", name) == []
+    assert site.value("db1", "postgres_replication_password") == site.value("db1", "postgres_primary_host") == ""
+    assert list(site.value("web1", "django_databases")) == ["default"] and not site.value(
+        "web1", "django_databases_direct"
+    )
+
+
+def test_poolers_leave_the_database_connections_for_everything_else(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "a replica", postgres_max_connections=100)
+    hosts = app_addresses(site)
+    each = site.value("web1", "pgbouncer_server_connections")
+    assert len(hosts) == 3 and each * len(hosts) + site.value("web1", "pooler_connections_reserve") <= 100
+
+
+def test_a_pooler_may_stand_before_one_database_host(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, site_pooler=True)
+    [pool] = site.value("web1", "pgbouncer_databases")
+    assert pool["host"] == "127.0.0.1" and site.value("web1", "pooler_way")["replica_port"] == 0
+    assert list(site.value("web1", "django_databases")) == ["default"]
+    assert site.value("web1", "django_databases")["default"]["disable_server_side_cursors"] is True
+    [leaf] = [leaf for leaf in site.value("db1", "certificates_leaves") if leaf["name"] == "postgres"]
+    assert "127.0.0.1" in leaf["names"]
+    # Clients must have left before a process of PgBouncer that restarts sends them away.
+    assert site.value("web1", "django_database_max_age") < 60

@@ -1,0 +1,179 @@
+"""Drills of stage 5: what is done to the database while people use the site. Each leaves db1, the first host, as the primary."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+
+from lab import ansible, commands, hosts, inventory
+from lab.machine import MachineError, tail
+from lab.model import Lab
+from lab.report import console, step
+from lab.traffic import Traffic
+
+WRITES = ("order", "upload")
+RETURN_SECONDS = 30  # in which a former primary shows what it does by itself
+LAG_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Members:
+    """The first two hosts of database: the primary that the inventory names, and its replica."""
+
+    primary: str
+    replica: str
+
+
+def members(lab: Lab) -> Members:
+    stage = lab.load().stage
+    found = inventory.read_hosts(inventory.stage_file(lab.root, stage)) if stage else {}
+    named = [host for host, groups in found.items() if "database" in groups]
+    if len(named) < 2:
+        raise MachineError(f"The lab {lab.name} has {len(named)} of 2 hosts in database. ./ladder up 5 makes them.")
+    return Members(named[0], named[1])
+
+
+def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
+    """Run a playbook; gives its output. With `fails` it has to fail with these words. Raises MachineError."""
+    log = lab.logs / f"drill-{name}.log"
+    command = ansible.playbook_command(lab, inventory.stage_file(lab.root, lab.load().stage), list(words))
+    with step(" ".join(words)) as running:
+        code, output = ansible.run_logged(command, log, running)
+    if fails and (code == 0 or fails not in " ".join(output.split())):
+        raise MachineError(f"{words[0]} had to fail with “{fails}”, and ended with {code}. The whole log: {log}")
+    if code and not fails:
+        raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+    return output
+
+
+def on(lab: Lab, host: str, command: str) -> str:
+    """Run a command as root; gives its output, raises MachineError when it fails."""
+    done = subprocess.run(
+        [*lab.ssh_command(host), "--", f"sudo bash -c {quoted(command)}"], capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise MachineError(f"On {host}: {command}\n{tail(done.stdout + done.stderr, 15)}")
+    return done.stdout
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def ask(lab: Lab, host: str, sql: str, database: str = "postgres") -> str:
+    return on(lab, host, f'cd / && runuser -u postgres -- psql -XqAtw -d {database} -c "{sql}"').strip()
+
+
+def unit(lab: Lab, host: str) -> str:
+    return on(lab, host, "systemctl list-units --all --plain --no-legend 'postgresql@*' | cut -d ' ' -f 1").split()[0]
+
+
+def first_write(made: Traffic, since: float) -> float:
+    """Seconds from a moment until a write that began after it went well; raises MachineError after a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ends = [v.due + v.seconds for v in list(made.visits) if v.kind in WRITES and v.due > since and not v.failure]
+        if ends:
+            return min(ends) - since
+        time.sleep(0.1)
+    raise MachineError("Nothing was written within a minute.")
+
+
+def switchover(lab: Lab, made: Traffic) -> None:
+    """There and back; in between a stage run with the old inventory refuses and says which line to change."""
+    who = members(lab)
+    stage = lab.load().stage
+    made.mark(f"switchover to {who.replica}")
+    play(lab, "switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
+    made.mark("a stage run")
+    line = f"Set site_database_primary: {who.replica} in group_vars/site.yml."
+    play(lab, "refused", f"playbooks/stage{stage}.yml", fails=line)
+    go_back(lab, made, who)
+
+
+def go_back(lab: Lab, made: Traffic, who: Members) -> None:
+    made.mark(f"switchover to {who.primary}")
+    play(lab, "back", "playbooks/switchover.yml", "-e", f"to={who.primary}")
+    made.mark(f"{who.primary} is the primary")
+
+
+def kill_primary(lab: Lab, made: Traffic) -> int:
+    """The primary's host loses power; failover, return, rejoin. Gives how many commits the report says were lost."""
+    who = members(lab)
+    client = commands.connect()
+    container = client.containers.get(f"{lab.name}-{who.primary}")
+    made.mark(f"{who.primary} loses power")
+    container.kill()
+    time.sleep(3)
+    since = made.now
+    made.mark("failover")
+    play(lab, "failover", "playbooks/failover.yml")
+    seconds = first_write(made, since)
+    made.mark(f"{who.replica} is the primary")
+    console.print(f"From the command to the first write that went well: {seconds:.1f} s (promised: 15).")
+    if seconds > 15:
+        raise MachineError(f"The first write went well {seconds:.1f} s after the command, more than 15.")
+    returns(lab, made, who)
+    made.mark("rejoin")
+    said = play(lab, "rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}")
+    found = re.search(r"alone has (\d+) commits \((\d+) bytes", said)
+    if not found:
+        raise MachineError(f"rejoin.yml did not say what {who.primary} alone had.")
+    console.print(f"{who.primary} alone had {found[1]} commits ({found[2]} bytes of WAL).")
+    go_back(lab, made, who)
+    return int(found[1])
+
+
+def returns(lab: Lab, made: Traffic, who: Members) -> None:
+    """The former primary's host comes back by itself: PostgreSQL must not take writes there."""
+    client = commands.connect()
+    client.containers.get(f"{lab.name}-{who.primary}").start()
+    lab.close_connections()
+    hosts.wait_until_up(client, lab, who.primary, lab.load().addresses[who.primary])
+    made.mark(f"{who.primary} is back")
+    end = time.monotonic() + RETURN_SECONDS
+    while time.monotonic() < end:
+        if "accepting" in on(lab, who.primary, "pg_isready -q && echo accepting || true"):
+            raise MachineError(f"{who.primary} came back and takes connections as a primary beside {who.replica}.")
+        time.sleep(1)
+    words = on(lab, who.primary, f"journalctl -q -o cat -u {unit(lab, who.primary)} -b -g 'is the primary now' -n 1")
+    if who.replica not in words and lab.load().addresses[who.replica] not in words:
+        raise MachineError(f"{who.primary} does not say why it did not start: {words}")
+    console.print(f"{who.primary} says: {words.strip()}")
+
+
+def replica_lag(lab: Lab, made: Traffic) -> None:
+    """A replica that stops replaying leaves rotation; who has written reads what was written all the time."""
+    who = members(lab)
+    web = next(
+        host
+        for host, groups in inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage)).items()
+        if "web" in groups
+    )
+    made.mark(f"{who.replica} stops replaying")
+    ask(lab, who.replica, "select pg_wal_replay_pause()")
+    try:
+        gone = wait_for(lab, web, who.replica, there=False)
+        made.mark("it is out of rotation")
+        console.print(f"{who.replica} was out of rotation {gone:.1f} s after it had stopped.")
+        time.sleep(LAG_SECONDS)
+    finally:
+        ask(lab, who.replica, "select pg_wal_replay_resume()")
+    back = wait_for(lab, web, who.replica, there=True)
+    made.mark("it is back")
+    console.print(f"It was back {back:.1f} s after it went on.")
+
+
+def wait_for(lab: Lab, web: str, replica: str, there: bool) -> float:
+    """Seconds until a host's HAProxy has a replica in rotation, or not; raises MachineError after 30."""
+    name = commands.site_settings(lab)["site_name"]
+    started = time.monotonic()
+    while (
+        f'"{replica}"' in on(lab, web, f"cat /run/pgbouncer-{name}/watch/servers").partition('"replicas"')[2]
+    ) != there:
+        if time.monotonic() - started > 30:
+            raise MachineError(f"After 30 s {replica} is still {'not ' if there else ''}in rotation on {web}.")
+        time.sleep(0.3)
+    return time.monotonic() - started
