@@ -1,6 +1,6 @@
 """Who is primary, judged from what the hosts of `database` answered (role postgres, tasks_from: status).
 
-`primary: {part: agree}` refuses when the hosts say something else than the inventory; `switchover`, `failover` and
+`primary: {part: agree, to: db1}` refuses when the hosts say something else than the inventory (`to`); `switchover`, `failover` and
 `rejoin` refuse what cannot be done, and return who is concerned. Nothing is asked or changed here.
 """
 
@@ -218,9 +218,9 @@ class ActionModule(ActionBase):
             lines, problems = report(found, away, float(self._task.args["lag_seconds"]))
             return {**result, "changed": False, "lines": lines, "problems": problems}
         if part == "agree":
-            problems = disagreements(found, str(known["database_primary"]))
+            problems = disagreements(found, wanted)
         elif part == "switchover":
-            names = dict(zip(hosts, known["database_names"], strict=True))
+            names = dict(zip(hosts, self._task.args["names"], strict=True))
             problems = switchover_problems(found, wanted, [name for host, name in names.items() if host != wanted])
         elif part == "failover":
             problems = failover_problems(found, wanted)

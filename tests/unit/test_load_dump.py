@@ -28,9 +28,13 @@ def refusal(make_inventory: Callable[..., Path], tmp_path: Path, monkeypatch: py
         for key in ("become", "become_user"):
             task.pop(key, None)
     (tmp_path / "files").symlink_to(ROOT / "playbooks/files")
-    (tmp_path / "look.yml").write_text(yaml.safe_dump([play]))
+    # The hosts of a play know other hosts' variables once there was a play; in the playbook that is preflight.
+    first = {"name": "First", "hosts": "localhost", "gather_facts": False, "tasks": []}
+    (tmp_path / "look.yml").write_text(yaml.safe_dump([first, play]))
     (tmp_path / "shop.dump").write_text("a dump")
-    inventory = make_inventory({"web": ["one"], "database": ["one"]}, SITE, {"one": HERE})
+    inventory = make_inventory(
+        {"web": ["one"], "database": ["one"]}, {**SITE, "database_primary": "one"}, {"one": HERE}
+    )
 
     def look(rows: list[str] | None, **given: str) -> str:
         psql = tmp_path / "bin/psql"

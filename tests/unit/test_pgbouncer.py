@@ -36,7 +36,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "name": "shop", "databases": [SHOP], "server_connections": 20, "processes": 2, "auth_user": "pgbouncer_auth",
         "auth_password": "it's \"odd\" % \\ $ü", "auth_database": "postgres", "connect_query": "select 1", "port": 6432,
         "bind": ["127.0.0.1", "::1"], "certificate": "/a.pem", "key": "/a.key", "server_ca": "/ca.pem", "max_clients": 1000,
-        "max_prepared_statements": 200, "drain_seconds": 60, "stats_users": ["prometheus"], "settings": {}, "is_old": False,
+        "max_prepared_statements": 200, "drain_seconds": 60, "stats_users": ["prometheus"], "settings": {}, "is_old": False, "watch": {},
     }  # fmt: skip
     return {**good, **changes}
 
@@ -51,9 +51,23 @@ def test_settings_that_work_are_not_refused() -> None:
     assert filters.pgbouncer_problems(settings(databases=[{**SHOP, "pool_size": 9}])) == []
 
 
+WATCH = {"url": "http://127.0.0.1:8405/;csv", "databases": ["shop"]}
+
+
+def test_a_watch_of_what_there_is_is_not_refused() -> None:
+    assert filters.pgbouncer_problems(settings(watch=WATCH)) == []
+    assert (
+        filters.pgbouncer_problems(settings(watch={**WATCH, "replica_databases": ["shop"], "pause_seconds": 30})) == []
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"watch": {**WATCH, "databases": ["blog"]}}, "pgbouncer_watch has blog in databases, and pgbouncer_databases has shop."),
+        ({"watch": {**WATCH, "replica_databases": ["blog"]}}, "has blog in replica_databases"),
+        ({"watch": {**WATCH, "url": "http://192.0.2.1:8405/;csv"}}, "pgbouncer_watch has the url http://192.0.2.1:8405/;csv."),
+        ({"watch": {**WATCH, "pause_seconds": 1}}, "pgbouncer_watch has pause_seconds 1."),
         ({"databases": [{**SHOP, "pool_size": 10}]}, "2 processes x (shop 10 + _auth_1 1) = 22"),
         ({"server_connections": 3}, "the pools do not fit pgbouncer_server_connections, 3"),
         ({"is_old": True, "max_prepared_statements": 0, "auth_database": "", "server_connections": 3}, "do not fit"),

@@ -346,7 +346,9 @@ def test_a_groups_stage_is_the_first_whose_lab_has_it() -> None:
         for groups in read_hosts(stage_file(ROOT, number)).values():
             for group in groups:
                 first.setdefault(group, number)
-    assert {group: number for group, number in first.items() if number > 1} == preflight.GROUP_STAGES
+    # Backups are made from stage 1 on; a host for them alone comes when the lab has room.
+    later = {group: number for group, number in first.items() if number > 1 and group != "backup"}
+    assert later == preflight.GROUP_STAGES
 
 
 def test_group_that_is_almost_one_of_the_kits_is_refused_with_its_name() -> None:

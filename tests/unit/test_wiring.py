@@ -603,8 +603,9 @@ def test_deploy_does_not_go_back_to_the_first_version_unasked(
         assert run_playbook(alone, inventory, "-e", json.dumps({**source, **right})).returncode == 0
 
 
-def test_members_of_the_database_agree_and_only_the_primary_copies_nobody(make_inventory: Callable[..., Path]) -> None:
-    for wanted in ("", "db2"):
+@pytest.mark.parametrize("wanted", ["", "db2"])
+def test_members_of_the_database_agree_and_only_the_primary_copies_nobody(make_inventory: Callable[..., Path], wanted: str) -> None:
+    if True:
         site = one(make_inventory, "a replica", site_database_primary=wanted)
         primary = wanted or "db1"
         for name in (
