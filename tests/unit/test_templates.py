@@ -68,6 +68,10 @@ def parse_settings_of_postgres(text: str) -> None:
             assert re.fullmatch(r"(include\w* '[^']+'|[a-z_.]+ = ('([^']|'')*'|[-\w.]+))(\s+#.*)?", line.strip()), line
 
 
+def parse_start_of_postgres(text: str) -> None:
+    assert text.strip() in ("auto", "manual", "disabled")
+
+
 def parse_access_rules_of_postgres(text: str) -> None:
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
@@ -91,6 +95,7 @@ PARSERS = (
     (INI, parse_ini),
     (re.compile(r"(/|\.)env$|/etc/default/"), parse_environment),
     (re.compile(r"pg_hba"), parse_access_rules_of_postgres),
+    (re.compile(r"/start\.conf$"), parse_start_of_postgres),
     (re.compile(r"/postgresql/.*\.conf$"), parse_settings_of_postgres),
     (re.compile(r"\.nft$|/nftables"), parse_nftables),
 )
@@ -272,6 +277,7 @@ def test_what_is_live_is_not_fetched_again(keep: bool, version: str, kind: str, 
         ("/etc/systemd/system/a.service", "[Service]\nExecStart /bin/true\n"),
         ("/srv/env", "A=b c\n"),
         ("/etc/postgresql/17/main/pg_hba.conf", "host all all 0.0.0.0/0 trust\n"),
+        ("/etc/postgresql/17/main/start.conf", "never\n"),
         ("/etc/postgresql/17/main/conf.d/a.conf", "port = it's\n"),
         ("/etc/x.nft", "table inet x {\n"),
         ("/etc/x.nft", "flush ruleset\ntable inet x {\n}\n"),

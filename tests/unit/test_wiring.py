@@ -488,7 +488,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
     given = {**wired("base"), **wired("database"), **wired("backup"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
-             **wired("workers")}  # fmt: skip
+             **wired("workers"), **wired("pooler")}  # fmt: skip
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name
@@ -604,23 +604,24 @@ def test_deploy_does_not_go_back_to_the_first_version_unasked(
 
 
 @pytest.mark.parametrize("wanted", ["", "db2"])
-def test_members_of_the_database_agree_and_only_the_primary_copies_nobody(make_inventory: Callable[..., Path], wanted: str) -> None:
-    if True:
-        site = one(make_inventory, "a replica", site_database_primary=wanted)
-        primary = wanted or "db1"
-        for name in (
-            "postgres_replication_slots",
-            "postgres_primary_hosts",
-            "postgres_peer_networks",
-            "postgres_replication_password",
-        ):
-            assert site.value("db1", name) == site.value("db2", name) != [], name
-        for host in ("db1", "db2"):
-            other = {"db1": "db2", "db2": "db1"}[host]
-            address = "" if host == primary else site.value(primary, "host_address")
-            assert site.value(host, "postgres_primary_host") == address
-            assert site.value(host, "postgres_peers") == [site.value(other, "host_address")]
-            assert site.value(host, "postgres_replica_name") in site.value(host, "postgres_replication_slots")
+def test_members_of_the_database_agree_and_only_the_primary_copies_nobody(
+    make_inventory: Callable[..., Path], wanted: str
+) -> None:
+    site = one(make_inventory, "a replica", site_database_primary=wanted)
+    primary = wanted or "db1"
+    for name in (
+        "postgres_replication_slots",
+        "postgres_primary_hosts",
+        "postgres_peer_networks",
+        "postgres_replication_password",
+    ):
+        assert site.value("db1", name) == site.value("db2", name) != [], name
+    for host in ("db1", "db2"):
+        other = {"db1": "db2", "db2": "db1"}[host]
+        address = "" if host == primary else site.value(primary, "host_address")
+        assert site.value(host, "postgres_primary_host") == address
+        assert site.value(host, "postgres_peers") == [site.value(other, "host_address")]
+        assert site.value(host, "postgres_replica_name") in site.value(host, "postgres_replication_slots")
 
 
 def test_one_database_host_has_nothing_of_replicas(make_inventory: Callable[..., Path]) -> None:
