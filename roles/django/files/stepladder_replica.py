@@ -45,8 +45,10 @@ class Work:
         self.wrote = False
 
 
-# The work under way and where its reads go, if somebody has said so. What asgiref runs elsewhere sees it too.
-_here = ContextVar("stepladder_replica", default=(None, None))
+# The work under way, where its reads go if somebody has said so, and what holds outside of that. What asgiref runs in
+# another thread sees it too.
+NOWHERE = (None, None, None)
+_here = ContextVar("stepladder_replica", default=NOWHERE)
 _tables_apart = set()
 
 
@@ -70,7 +72,7 @@ def writes(sql):
 
 def watch(execute, sql, params, many, context):
     """Sees each statement on the primary, however the project sends it."""
-    work, _ = _here.get()
+    work, *_ = _here.get()
     if work is not None and not work.wrote and writes(sql):
         target = TARGET.match(sql) if isinstance(sql, str) else None
         if not target or target[1] not in _tables_apart:
@@ -101,7 +103,7 @@ class Router:
     def db_for_read(self, model, **hints):
         if self._is_elsewhere(**hints):
             return None
-        work, reads = _here.get()
+        work, reads, _ = _here.get()
         if reads != REPLICA or work.needs_primary or apart(model) or connections[DEFAULT_DB_ALIAS].in_atomic_block:
             return DEFAULT_DB_ALIAS
         # What belongs to an object that was asked of the primary is asked there too, as Django does by itself.
@@ -111,7 +113,7 @@ class Router:
     def db_for_write(self, model, **hints):
         if self._is_elsewhere(**hints):
             return None
-        work, _ = _here.get()
+        work, *_ = _here.get()
         if apart(model):
             _tables_apart.add(model._meta.db_table)
         elif work is not None:
@@ -133,11 +135,11 @@ class _Reads:
         self.wanted = wanted
 
     def __enter__(self):
-        self.before = work, reads = _here.get()
-        _here.set((work or Work(), PRIMARY if reads == PRIMARY else self.wanted))
+        outside = work, reads, _ = _here.get()
+        _here.set((work or Work(), PRIMARY if reads == PRIMARY else self.wanted, outside))
 
     def __exit__(self, *_):
-        _here.set(self.before)
+        _here.set(_here.get()[2] or NOWHERE)
 
     def __call__(self, function):
         if iscoroutinefunction(function):
@@ -169,13 +171,13 @@ def reads_from_replica():
 
 @contextmanager
 def _request(request):
-    before = _here.get()
+    outside = _here.get()
     work = Work(wrote_before=MARKER in request.COOKIES)
-    _here.set((work, REPLICA if request.method in SAFE else None))
+    _here.set((work, REPLICA if request.method in SAFE else None, outside))
     try:
         yield work
     finally:
-        _here.set(before)
+        _here.set(outside)
 
 
 def _marked(response, request, work):

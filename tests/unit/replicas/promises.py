@@ -499,6 +499,16 @@ class Promises(unittest.TestCase):
         site.answer = async_view
         self.assertEqual(self.visitor.get("/async", secure=True).content, b"default")
 
+    def test_one_block_can_be_used_again_and_within_itself(self):
+        block = reads_from_replica()
+        with block:
+            with block:
+                inside = where()
+            between = where()
+        self.assertEqual([inside, between, where()], ["replica", "replica", "default"])
+        with block:
+            self.assertEqual(where(), "replica")
+
     def test_the_projects_own_router_and_databases_come_first(self):
         def view(_):
             scan = Scan.objects.get(id=1)
