@@ -139,6 +139,26 @@ def django_odd_commands(hooks: Mapping[str, Any], gates: Any, names: list[str]) 
     return found
 
 
+def django_odd_replica(alias: str, databases: Mapping[str, Any], migrated: list[str], seconds: int) -> list[str]:
+    """Why reads cannot go to that database, each reason a sentence with what to do; nothing where none shall."""
+    if not alias:
+        return []
+    found = []
+    if alias == "default" or not {alias, "default"} <= set(databases):
+        found.append(
+            f"django_read_replica is {alias}, django_databases has {', '.join(databases) or 'none'}. "
+            "Name one of them other than default, which must be there too, or leave it empty."
+        )
+    if alias in migrated:
+        found.append(f"django_migrate_databases names {alias}, which is only read from. Remove it there.")
+    if seconds < 1:
+        found.append(
+            f"django_read_sticky_seconds is {seconds}, and nobody would find what he has just written. "
+            "Set more seconds than a replica may be behind."
+        )
+    return found
+
+
 class FilterModule:
     """The filters of the django role."""
 
@@ -146,6 +166,7 @@ class FilterModule:
         return {
             "django_command": django_command,
             "django_odd_commands": django_odd_commands,
+            "django_odd_replica": django_odd_replica,
             "django_literal": django_literal,
             "django_setting_names": django_setting_names,
             "django_environment": django_environment,
