@@ -1,0 +1,184 @@
+"""Stage 5 on top of the running stage 4: a pooler, a replica, and a primary that may be another one tomorrow."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import uuid
+
+import pytest
+
+APP = ("web1", "web2", "worker1", "worker2")
+
+
+@pytest.fixture(scope="module")
+def grown(lab):
+    """The lab at stage 5, and what its visitors saw while it grew."""
+    return lab, lab.rehearse(4, 5)
+
+
+def words(lab, done) -> str:
+    """What a run printed, in one line."""
+    return re.sub(r"\s+", " ", lab.said(done))
+
+
+def psql(lab, host: str, sql: str, database: str = "postgres") -> str:
+    return lab.ssh(host, f'cd / && sudo -u postgres psql -XqAtw -d {database} -c "{sql}"').stdout.strip()
+
+
+def drilled(lab, name: str) -> dict:
+    """What visitors saw of a drill that kept its promise."""
+    lab.ladder("drill", name, seconds=900)
+    return json.loads((lab.folder / f"reports/drill-{name}.json").read_text())
+
+
+def shell(lab, code: str, check: bool = True):
+    """Python in the site's own settings, as a management command."""
+    return lab.ssh("web1", f"sudo shop-manage shell --no-imports -c {json.dumps(code)}", check=check)
+
+
+def test_growth_loses_nothing_and_fails_no_visit(grown):
+    _, report = grown
+    assert report["orders"] > 50
+    broken = {what: report[what] for what in ("failed", "lost", "doubled", "unconfirmed", "confirmed_twice")}
+    assert set(broken.values()) == {0}, report
+
+
+def test_second_run_changes_nothing(grown):
+    lab, _ = grown
+    for more in ((), ("--check", "--diff")):
+        done = lab.play("stage5.yml", *more)
+        assert "db2" in done.stdout and lab.changes(done) == {}, done.stdout[-4000:]
+
+
+def test_every_host_knows_the_primary_and_the_replica(grown):
+    lab, _ = grown
+    for host in APP:
+        said = lab.ssh(host, "sudo /etc/pgbouncer-shop/control status").stdout
+        assert "Primary: db1. Reads: db2" in said, said
+    assert psql(lab, "db2", "select pg_is_in_recovery()") == "t"
+
+
+def test_what_serves_is_pooled_and_commands_go_around_the_pooler(grown):
+    lab, _ = grown
+    said = shell(
+        lab,
+        "from django.conf import settings as s; print(s.DATABASES['default']['PORT'], s.DATABASES['replica']['PORT'])",
+    )
+    assert said.stdout.split() == ["6440", "6432"]
+    # The databases' own view: nothing that serves has a connection that does not come from the pooler's host at its port.
+    environment = lab.ssh(
+        "web1", "sudo cat /proc/$(pgrep -o -u shop gunicorn)/environ | tr '\\0' '\\n' | grep -c DIRECT || true"
+    )
+    assert environment.stdout.strip() == "0"
+
+
+def test_pages_are_read_from_the_replica_and_by_who_has_written_from_the_primary(grown):
+    lab, _ = grown
+    seen = "select sum(calls) from pg_stat_statements where query like '%catalogue_product%'"
+
+    def reads() -> dict[str, int]:
+        return {host: int(psql(lab, host, seen) or 0) for host in ("db1", "db2")}
+
+    before = reads()
+    for _ in range(12):
+        assert lab.get("/products/item-000001/").status == 200
+    anonymous = reads()
+    assert anonymous["db2"] > before["db2"] and anonymous["db1"] == before["db1"], (before, anonymous)
+    order = {"customer": "Ada", "items": [{"sku": "item-000001", "quantity": 1}]}
+    placed = lab.get("/api/orders", data=order, headers={"Idempotency-Key": uuid.uuid4().hex})
+    cookie = placed.headers["Set-Cookie"].split(";")[0]
+    assert cookie.startswith("stepladder_wrote=")
+    before = reads()
+    for _ in range(12):
+        assert lab.get("/products/item-000001/", headers={"Cookie": cookie}).status == 200
+    writer = reads()
+    assert writer["db1"] > before["db1"] and writer["db2"] == before["db2"], (before, writer)
+
+
+def test_nothing_is_written_by_way_of_the_replica_even_while_the_primary_answers_there(grown):
+    lab, _ = grown
+    attempt = "from django.db import connections as c; c['replica'].cursor().execute('create table stray (a int)')"
+    refused = shell(lab, attempt, check=False)
+    assert refused.returncode != 0 and "read-only transaction" in refused.stderr
+    lab.ssh("db2", "sudo systemctl stop postgresql@17-main")
+    try:
+        look = "sudo /etc/pgbouncer-shop/control status | grep -q 'Reads: the primary'"
+        wait = f"for i in $(seq 50); do {look} && exit; sleep 0.2; done; exit 1"
+        lab.ssh("web1", wait)
+        assert "read-only transaction" in shell(lab, attempt, check=False).stderr
+        assert lab.get("/products/item-000001/").status == 200
+    finally:
+        lab.ssh("db2", "sudo systemctl start postgresql@17-main")
+    assert psql(lab, "db1", "select count(*) from pg_tables where tablename = 'stray'", "shop") == "0"
+
+
+def test_report_fails_while_a_replica_does_not_follow(grown):
+    lab, _ = grown
+    assert "db2" in lab.said(lab.play("replica-status.yml"))
+    lab.ssh("db2", "sudo systemctl stop postgresql@17-main")
+    try:
+        done = lab.play("replica-status.yml", check=False)
+    finally:
+        lab.ssh("db2", "sudo systemctl start postgresql@17-main")
+    assert done.returncode != 0 and "PostgreSQL on db2 does not run." in words(lab, done)
+
+
+def test_switchover_fails_no_visit_and_an_old_inventory_is_refused(grown):
+    lab, _ = grown
+    report = drilled(lab, "switchover")
+    assert report["failed"] == 0 and report["lost"] == 0 and report["longest_gap"] < 10, report
+    assert "Primary: db1." in lab.ssh("web1", "sudo /etc/pgbouncer-shop/control status").stdout
+
+
+@pytest.mark.parametrize(
+    ("to", "sentence"),
+    [
+        ("", "Say which replica becomes the primary: -e to=<one of db1, db2>."),
+        ("db9", "to is db9, and the group database has db1, db2."),
+        ("db1", "db1 is the primary already."),
+    ],
+)
+def test_switchover_to_nobody_is_refused(grown, to, sentence):
+    lab, _ = grown
+    done = lab.play("switchover.yml", *(["-e", f"to={to}"] if to else []), check=False)
+    assert done.returncode != 0 and sentence in words(lab, done) and lab.changes(done) == {}
+
+
+def test_failover_of_a_primary_that_runs_is_refused(grown):
+    lab, _ = grown
+    done = lab.play("failover.yml", check=False)
+    assert done.returncode != 0 and "db1 runs and is the primary, so nothing failed." in words(lab, done)
+    assert lab.changes(done) == {}
+
+
+def test_long_transaction_calls_a_switchover_off(grown):
+    lab, _ = grown
+    hold = (
+        "import psycopg, time\nfrom django.conf import settings\nd = settings.DATABASES['replica']\n"
+        "k = psycopg.connect(host=d['HOST'], port=d['PORT'], dbname='shop', user=d['USER'], password=d['PASSWORD'])\n"
+        "k.execute('select 1'); time.sleep(60)\n"
+    )
+    packed = base64.b64encode(hold.encode()).decode()
+    start = (
+        f"echo {packed} | base64 -d > /tmp/hold.py; nohup shop-manage shell < /tmp/hold.py > /dev/null 2>&1 & sleep 4"
+    )
+    lab.ssh("web1", f'sudo sh -c "{start}"')
+    done = lab.play("switchover.yml", "-e", "to=db2", check=False)
+    assert done.returncode != 0 and "Everybody goes on, and db1 is the primary as before." in words(lab, done)
+    assert psql(lab, "db1", "select pg_is_in_recovery()") == "f"
+    assert lab.get("/products/item-000001/").status == 200
+
+
+def test_primary_that_dies_costs_what_was_said_and_comes_back_as_a_replica(grown):
+    lab, _ = grown
+    report = drilled(lab, "kill-primary")
+    assert report["doubled"] == report["unconfirmed"] == report["confirmed_twice"] == 0
+    assert "Primary: db1. Reads: db2" in lab.ssh("web1", "sudo /etc/pgbouncer-shop/control status").stdout
+
+
+@pytest.mark.long
+def test_replica_that_does_not_keep_up_gets_no_reads(grown):
+    lab, _ = grown
+    assert drilled(lab, "replica-lag")["failed"] == 0
