@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 from pathlib import Path
 from types import ModuleType
@@ -176,3 +177,75 @@ def test_check_mode_says_what_would_be_done(
 
 def test_what_outlives_its_file_would_be_ended() -> None:
     assert instance.pending({"processes": {}, "surplus": [3]}, False) == (["ended process 3"], [])
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> ModuleType:
+    """The control program of a pooler with a watch; what it says to PgBouncer is kept in `said`."""
+    text = next(file.text for file in Role(ROLE, samples("pgbouncer")[2]).files() if file.template == "control.py.j2")
+    (tmp_path / "control.py").write_text(text)
+    module = load(tmp_path / "control.py")
+    module.said = []
+    module.say_to_all = lambda command, databases: module.said.append((command, databases))
+    module.held_by_somebody = lambda: False
+    return module
+
+
+def test_clients_are_held_while_there_is_not_exactly_one_primary(control: ModuleType) -> None:
+    watch, held, freed = control.Watch(), ("PAUSE", ["shop", "_auth_1"]), ("RESUME", ["shop", "_auth_1"])
+    watch.primary({"db1"}, 0.0)
+    assert control.said == [freed]  # whatever was before: there is one
+    watch.primary({"db1"}, 0.2)
+    assert control.said == [freed]
+    watch.primary(set(), 0.4)
+    assert control.said == [freed, held]
+    watch.primary(set(), 0.6)
+    watch.primary(set(), 2.0)  # a process that was started meanwhile is held too
+    assert control.said == [freed, held, held]
+    watch.primary({"db2"}, 2.2)
+    watch.primary({"db1", "db2"}, 2.4)
+    assert control.said == [freed, held, held, freed, held]
+
+
+def test_a_pause_that_was_forgotten_ends_beside_a_primary_and_nowhere_else(control: ModuleType) -> None:
+    watch = control.Watch()
+    watch.primary({"db1"}, 0.0)
+    control.said.clear()
+    control.held_by_somebody = lambda: True
+    for second in range(2, 60, 2):
+        watch.forgotten(float(second))
+    assert control.said == []
+    watch.forgotten(63.0)
+    assert control.said == [("RESUME", ["shop", "_auth_1"])]
+    control.said.clear()
+    watch.primary(set(), 64.0)
+    control.said.clear()
+    for second in range(66, 200, 2):
+        watch.forgotten(float(second))
+    assert control.said == []
+
+
+def test_reads_spread_anew_when_a_replica_comes_back(control: ModuleType) -> None:
+    watch = control.Watch()
+    watch.reads({"db2"})
+    assert control.said == []  # it has just begun
+    watch.written = "{}"
+    watch.reads(set())
+    assert control.said == []
+    watch.reads({"db2"})
+    assert control.said == [("RECONNECT", ["reads"])]
+
+
+def test_what_haproxy_says_is_read(control: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "# pxname,svname,status", "primary,FRONTEND,OPEN", "primary,db1,UP", "primary,db2,DOWN", "primary,BACKEND,UP",
+        "replicas,db1,DRAIN", "replicas,db2,UP 1/3", "replicas,primary,no check",
+    ]  # fmt: skip
+    monkeypatch.setattr(control.urllib.request, "urlopen", lambda *_, **__: io.BytesIO("\n".join(lines).encode()))
+    assert control.servers_up() == {"primary": {"db1"}, "replicas": {"db2"}}
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(control.urllib.request, "urlopen", gone)
+    assert control.servers_up() == {}
