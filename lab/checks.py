@@ -102,7 +102,7 @@ def counted(output: str) -> str:
 
 def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict[str, str]) -> None:
     """Run the tests of a folder; an empty selection is a failure only when nothing narrowed it."""
-    command = [str(ansible.BIN / "python"), "-m", "pytest", "-q", "--durations=5", f"tests/{folder}"]
+    command = [str(ansible.BIN / "python"), "-m", "pytest", "-q", "--durations=25", f"tests/{folder}"]
     # Tests without containers need no turn of their own; those of the lab share one.
     command += ["-n", "2", "--dist", "worksteal"] if folder == "unit" else []
     command += ["-k", name] if name else []

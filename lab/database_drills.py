@@ -177,3 +177,104 @@ def wait_for(lab: Lab, web: str, replica: str, there: bool) -> float:
             raise MachineError(f"After 30 s {replica} is still {'not ' if there else ''}in rotation on {web}.")
         time.sleep(0.3)
     return time.monotonic() - started
+
+
+def restore(lab: Lab, made: Traffic) -> None:
+    """Any moment since the oldest backup comes back, and holds what the notes of that moment say, while the site goes on."""
+    made.mark("a restore to a random moment")
+    said = play(lab, "restore", "playbooks/restore-drill.yml")
+    for words in re.findall(r"^\s*- (.*(?:RTO|equal to|RPO).*)$", said, re.M):
+        console.print(words)
+    made.mark("it was as it should be")
+
+
+def backup_host(lab: Lab) -> str:
+    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
+    named = [host for host, groups in found.items() if "backup" in groups]
+    if not named:
+        raise MachineError(f"The lab {lab.name} has no host in backup. ./ladder up 5 makes one.")
+    return named[0]
+
+
+def lost_backup_host(lab: Lab, made: Traffic) -> None:
+    """The host that keeps the backups loses power; the site goes on, the alarm is raised, and all WAL arrives afterwards."""
+    who, keeper, client = members(lab), backup_host(lab), commands.connect()
+    container = client.containers.get(f"{lab.name}-{keeper}")
+    made.mark(f"{keeper} loses power")
+    container.kill()
+    try:
+        ask(lab, who.primary, "select pg_switch_wal()")
+        alarm(lab, who.primary, True)
+        made.mark("the alarm is raised")
+    finally:
+        container.start()
+        lab.close_connections()
+        hosts.wait_until_up(client, lab, keeper, lab.load().addresses[keeper])
+    made.mark(f"{keeper} is back")
+    alarm(lab, who.primary, False)
+    play(lab, "lost-backup-host", "playbooks/backup-status.yml")
+
+
+def archive_stalled(lab: Lab, made: Traffic) -> None:
+    """WAL does not get to the repository, though its host is there; the alarm is raised, and all of it arrives in the end."""
+    who, keeper = members(lab), backup_host(lab)
+    made.mark("archiving stalls")
+    on(lab, keeper, "systemctl stop pgbackrest.service")
+    try:
+        ask(lab, who.primary, "select pg_switch_wal()")
+        alarm(lab, who.primary, True)
+        made.mark("the alarm is raised")
+    finally:
+        on(lab, keeper, "systemctl start pgbackrest.service")
+    made.mark("archiving goes on")
+    alarm(lab, who.primary, False)
+    play(lab, "archive-stalled", "playbooks/backup-status.yml")
+
+
+def alarm(lab: Lab, primary: str, raised: bool) -> None:
+    """See that the check that a timer runs fails, or goes well again; raises MachineError after two minutes."""
+    end = time.monotonic() + 120
+    while True:
+        failed = "failed" in on(lab, primary, "systemctl start pgbackrest-check.service && echo well || echo failed")
+        if failed == raised:
+            return
+        if time.monotonic() > end:
+            raise MachineError(f"pgbackrest-check.service {'did not fail' if raised else 'still fails'} on {primary}.")
+        time.sleep(2)
+
+
+def replica_full_disk(lab: Lab, made: Traffic) -> None:
+    """A replica is away for so long that its WAL would fill the primary's disk: it is given up, the primary is not."""
+    who = members(lab)
+    slot = re.sub("[^a-z0-9_]", "_", who.replica.lower())
+    ask(lab, who.primary, "alter system set max_slot_wal_keep_size = '64MB'")
+    ask(lab, who.primary, "alter system set wal_keep_size = '0'")
+    ask(lab, who.primary, "alter system set max_wal_size = '64MB'")
+    ask(lab, who.primary, "select pg_reload_conf()")
+    made.mark(f"{who.replica} is away, and much is written")
+    on(lab, who.replica, f"systemctl stop {unit(lab, who.replica)}")
+    try:
+        ask(lab, who.primary, "create table filler (content text)")
+        for _ in range(24):
+            ask(
+                lab,
+                who.primary,
+                "insert into filler select repeat(md5(random()::text), 30) from generate_series(1, 12000)",
+            )
+            ask(lab, who.primary, "truncate filler")
+            ask(lab, who.primary, "select pg_switch_wal()")
+        ask(lab, who.primary, "checkpoint")
+        state = ask(lab, who.primary, f"select wal_status from pg_replication_slots where slot_name = '{slot}'")
+        kept = int(ask(lab, who.primary, "select sum(size) from pg_ls_waldir()")) // 1024 // 1024
+        console.print(f"The slot of {who.replica} is {state}; the primary keeps {kept} MB of WAL.")
+        if state != "lost" or kept > 400:
+            raise MachineError(f"The slot of {who.replica} is {state}, and the primary keeps {kept} MB of WAL.")
+        play(lab, "lost-slot", "playbooks/replica-status.yml", fails=f"The slot {slot} on {who.primary} was lost")
+    finally:
+        for name in ("max_slot_wal_keep_size", "wal_keep_size", "max_wal_size"):
+            ask(lab, who.primary, f"alter system reset {name}")
+        ask(lab, who.primary, "select pg_reload_conf()")
+        ask(lab, who.primary, "drop table if exists filler")
+    made.mark("the replica is copied anew")
+    play(lab, "copied-anew", "playbooks/rejoin.yml", "-e", f"host={who.replica}", "-e", "copy=true")
+    made.mark("it follows")

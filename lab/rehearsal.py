@@ -505,6 +505,30 @@ DRILLS = {
         "database",
         2,
     ),
+    "replica-full-disk": Drill(
+        "a replica that is away for too long is given up, not the primary's disk; no visit fails",
+        database_drills.replica_full_disk,
+        nothing_failed,
+        "database",
+        2,
+    ),
+    "restore": Drill(
+        "a random moment is restored beside the running site and judged; no visit fails",
+        database_drills.restore,
+        nothing_failed,
+    ),
+    "lost-backup-host": Drill(
+        "the host that keeps the backups is away: the alarm is raised, no visit fails, nothing of the WAL is missing",
+        database_drills.lost_backup_host,
+        nothing_failed,
+        "backup",
+    ),
+    "archive-stalled": Drill(
+        "WAL does not get to the repository: the alarm is raised, no visit fails, all of it arrives in the end",
+        database_drills.archive_stalled,
+        nothing_failed,
+        "backup",
+    ),
     "reboot-all": Drill("all hosts lose power; the site serves again within 60 s", reboot_all, at_most(60)),
 }
 

@@ -158,6 +158,7 @@ def test_deploy_and_rollback_fail_no_request(lab, visitors, tmp_path):
     visitors.were_all_served(more_than=100)
 
 
+@pytest.mark.long
 def test_maintenance_page_is_switched_on_and_off(lab):
     lab.play("maintenance.yml", "-e", json.dumps({"state": "on", "message": "Back at 10 o'clock – 100%"}))
     try:
@@ -252,6 +253,7 @@ def test_rows_that_were_deleted_are_found_beside_the_site_and_brought_back(lab):
     assert "the last proven restore is of" in lab.said(lab.play("backup-status.yml"))
 
 
+@pytest.mark.long
 def test_everything_returns_after_a_reboot(lab):
     before = release(lab)
     client = docker.from_env()

@@ -165,6 +165,7 @@ def releases(lab) -> set[str]:
     return live | {lab.ssh("worker1", command).stdout.strip().split("=")[-1]}
 
 
+@pytest.mark.long
 def test_deploy_and_rollback_bring_the_workers_along(grown, tmp_path):
     lab, _ = grown
     before = releases(lab)
@@ -180,6 +181,7 @@ def test_deploy_and_rollback_bring_the_workers_along(grown, tmp_path):
     assert confirmed(lab, order(lab), 30)
 
 
+@pytest.mark.long
 def test_everything_returns_after_a_reboot(grown):
     lab, _ = grown
     client = docker.from_env()

@@ -69,11 +69,11 @@ def test_growth_loses_nothing_and_fails_no_visit(grown):
     assert set(broken.values()) == {0}, report
 
 
-def test_second_run_changes_nothing(grown):
+@pytest.mark.parametrize("arguments", [(), pytest.param(("--check", "--diff"), marks=pytest.mark.long)])
+def test_second_run_changes_nothing(grown, arguments):
     lab, _ = grown
-    for more in ((), ("--check", "--diff")):
-        done = lab.play("stage4.yml", *more)
-        assert "edge1" in done.stdout and lab.changes(done) == {}, done.stdout[-4000:]
+    done = lab.play("stage4.yml", *arguments)
+    assert "edge1" in done.stdout and lab.changes(done) == {}, done.stdout[-4000:]
 
 
 def test_visitors_are_shared_among_the_web_hosts_and_tied_to_none(grown):
@@ -129,6 +129,7 @@ def test_web_hosts_are_closed_but_to_the_edge_once_the_names_lead_there(grown, v
         assert [lab.ssh(other, probe).stdout.strip() for other in ("edge1", "db1")] == ["open", "closed"]
 
 
+@pytest.mark.long
 def test_canary_with_errors_goes_back_and_the_others_never_had_it(grown, tmp_path, visitors):
     lab, _ = grown
     before = serving(lab)
@@ -186,6 +187,7 @@ def test_drained_host_stays_out_until_it_is_readmitted(grown, visitors):
     assert min(served_by(lab).values()) >= 3
 
 
+@pytest.mark.long
 def test_restart_that_a_stage_run_needs_is_done_behind_a_drain(grown, visitors):
     lab, _ = grown
     for host in WEB:
@@ -219,12 +221,14 @@ def test_maintenance_page_is_the_sites_own_and_the_hosts_stay_in(grown):
     assert lab.get("/").status == 200
 
 
+@pytest.mark.long
 def test_a_whole_web_host_dies_and_the_site_goes_on(grown):
     lab, _ = grown
     lab.ladder("drill", "kill-web", seconds=600)
     assert min(served_by(lab).values()) >= 3
 
 
+@pytest.mark.long
 def test_everything_returns_after_a_reboot(grown):
     lab, _ = grown
     client = docker.from_env()
