@@ -116,14 +116,7 @@ def kill_primary(lab: Lab, made: Traffic) -> int:
     if seconds > 15:
         raise MachineError(f"The first write went well {seconds:.1f} s after the command, more than 15.")
     returns(lab, made, who)
-    made.mark("rejoin")
-    said = play(lab, "rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}")
-    found = re.search(r"alone has (\d+) commits \((\d+) bytes", said)
-    if not found:
-        raise MachineError(f"rejoin.yml did not say what {who.primary} alone had.")
-    console.print(f"{who.primary} alone had {found[1]} commits ({found[2]} bytes of WAL).")
-    go_back(lab, made, who)
-    return int(found[1])
+    return rejoined(lab, made, who)
 
 
 def returns(lab: Lab, made: Traffic, who: Members) -> None:
@@ -142,6 +135,56 @@ def returns(lab: Lab, made: Traffic, who: Members) -> None:
     if who.replica not in words and lab.load().addresses[who.replica] not in words:
         raise MachineError(f"{who.primary} does not say why it did not start: {words}")
     console.print(f"{who.primary} says: {words.strip()}")
+
+
+def split_brain(lab: Lab, made: Traffic) -> int:
+    """The primary is cut off from the network, goes on believing that it is one, and is back in it after a failover.
+
+    Gives how many commits the report says were lost.
+    """
+    who, state = members(lab), lab.load()
+    client = commands.connect()
+    container, network = client.containers.get(f"{lab.name}-{who.primary}"), hosts.find_network(client, lab.name)
+    if network is None:
+        raise MachineError(f"The lab {lab.name} has no network. ./ladder up makes it.")
+    made.mark(f"{who.primary} is cut off")
+    network.disconnect(container)
+    try:
+        time.sleep(3)
+        since = made.now
+        made.mark("failover")
+        play(lab, "failover", "playbooks/failover.yml")
+        console.print(f"From the command to the first write that went well: {first_write(made, since):.1f} s.")
+    finally:
+        network.connect(container, ipv4_address=state.addresses[who.primary])
+        lab.close_connections()
+    hosts.wait_until_up(client, lab, who.primary, state.addresses[who.primary])
+    made.mark(f"{who.primary} is back, and believes that it is the primary")
+    name = commands.site_settings(lab)["site_name"]
+    before = ask(lab, who.primary, "select max(id) from orders_order", name)
+    time.sleep(LAG_SECONDS)
+    if ask(lab, who.primary, "select pg_is_in_recovery()") != "f":
+        raise MachineError(f"{who.primary} is no primary any more, so nothing was tried.")
+    after = ask(lab, who.primary, "select max(id) from orders_order", name)
+    console.print(
+        f"Orders that {who.primary} took beside {who.replica} in {LAG_SECONDS} s: {int(after) - int(before)}."
+    )
+    if after != before:
+        raise MachineError(f"{who.primary} took orders although {who.replica} is the primary.")
+    play(lab, "refused", f"playbooks/stage{state.stage}.yml", fails="each say that they are the primary")
+    return rejoined(lab, made, who)
+
+
+def rejoined(lab: Lab, made: Traffic, who: Members) -> int:
+    """The former primary becomes a replica, and then the primary again. Gives how many commits it alone had."""
+    made.mark("rejoin")
+    said = play(lab, "rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}")
+    found = re.search(r"alone has (\d+) commits \((\d+) bytes", " ".join(said.split()))
+    if not found:
+        raise MachineError(f"rejoin.yml did not say what {who.primary} alone had.")
+    console.print(f"{who.primary} alone had {found[1]} commits ({found[2]} bytes of WAL).")
+    go_back(lab, made, who)
+    return int(found[1])
 
 
 def replica_lag(lab: Lab, made: Traffic) -> None:

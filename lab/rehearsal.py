@@ -498,6 +498,13 @@ DRILLS = {
         "database",
         2,
     ),
+    "split-brain": Drill(
+        "the primary is cut off and comes back after a failover, still a primary: it takes no orders",
+        database_drills.split_brain,
+        at_most(30),
+        "database",
+        2,
+    ),
     "replica-lag": Drill(
         "a replica that does not keep up gets no reads; no visit fails",
         database_drills.replica_lag,
