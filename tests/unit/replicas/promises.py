@@ -11,7 +11,6 @@ import threading
 import unittest
 
 import django
-
 from django.db import connection
 
 django.setup()
