@@ -132,13 +132,13 @@ def test_preflight_refuses_a_replica_that_cannot_be_one_and_takes_one_that_can(t
                       {"debug": {"msg": f"accepted case {number}"}}],
             "rescue": [{"debug": {"msg": "{{ ansible_failed_result.msg }}"}}],
         }
-        for number, case in enumerate([{}, *REFUSED.values()])
+        for number, case in enumerate([{}, {"django_read_replica": ""}, *REFUSED.values()])
     ]  # fmt: skip
     play = {"hosts": "all", "gather_facts": False, "vars": HERE, "tasks": attempts}
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
     (tmp_path / "hosts").write_text("here\n")
     said = re.sub(r"\s+", " ", run_playbook(tmp_path / "play.yml", tmp_path / "hosts").stdout)
-    assert re.findall(r"accepted case \d", said) == ["accepted case 0"], said
+    assert re.findall(r"accepted case \d", said) == ["accepted case 0", "accepted case 1"], said
     for sentence in REFUSED:
         assert f"django: {sentence}" in said, f"{sentence!r} is not in {said}"
     assert said.count("django changed nothing.") >= len(REFUSED)

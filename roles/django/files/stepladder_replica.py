@@ -33,7 +33,7 @@ QUIET = re.compile(
     re.S,
 )
 # A quoted word is a column's name.
-INSIDE = re.compile(r'(?<!")\b(?:INSERT|UPDATE|DELETE|MERGE|INTO|FOR\s+(?:KEY\s+)?SHARE)\b(?!")|;\s*\w')
+INSIDE = re.compile(r'\b(?:INSERT|UPDATE|DELETE|MERGE|INTO|FOR\s+(?:KEY\s+)?SHARE)\b(?!")|;\s*\w')
 TARGET = re.compile(r'\s*(?:INSERT INTO|UPDATE|DELETE FROM) "?(\w+)"?', re.I)
 
 
@@ -193,7 +193,7 @@ def _marked(response, request, work):
             domain=settings.SESSION_COOKIE_DOMAIN,
             secure=request.is_secure(),  # over plain HTTP a browser would drop it
             httponly=True,
-            samesite=settings.SESSION_COOKIE_SAMESITE or None,
+            samesite=settings.SESSION_COOKIE_SAMESITE,
         )
     return response
 

@@ -11,8 +11,12 @@ import threading
 import unittest
 
 import django
+from django.db import connection
 
 django.setup()
+# As an app of the project may do it, long before the first request.
+connection.ensure_connection()
+AT_FIRST = [wrapper.__module__ for wrapper in connection.execute_wrappers]
 
 from asgiref.testing import ApplicationCommunicator  # noqa: E402
 from django.conf import settings  # noqa: E402
@@ -22,13 +26,13 @@ from django.contrib.sessions.models import Session  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.core.cache import cache  # noqa: E402
 from django.core.management import call_command  # noqa: E402
-from django.db import OperationalError, connection, connections, router, transaction  # noqa: E402
+from django.db import OperationalError, connections, router, transaction  # noqa: E402
 from django.http import HttpResponseRedirect, StreamingHttpResponse  # noqa: E402
 from django.test import AsyncClient, Client, override_settings  # noqa: E402
 from django.test.utils import get_unique_databases_and_mirrors  # noqa: E402
 from library import site  # noqa: E402
 from library.models import Book, Chapter, Ledger, Scan  # noqa: E402
-from stepladder_replica import MARKER, reads_from_primary, reads_from_replica, writes  # noqa: E402
+from stepladder_replica import MARKER, middleware, reads_from_primary, reads_from_replica, watch, writes  # noqa: E402
 
 
 def make_databases():
@@ -212,6 +216,15 @@ class Promises(unittest.TestCase):
         connection.execute_wrappers.clear()
         self.assertEqual((self.asks(view), self.visitor.marked), ("False", True))
 
+    def test_a_connection_from_before_the_first_request_is_watched(self):
+        self.assertEqual(AT_FIRST, ["stepladder_replica"])
+
+    def test_a_connection_that_is_opened_again_is_watched_once(self):
+        for _ in range(3):
+            connection.close()
+            where()
+        self.assertEqual(connection.execute_wrappers.count(watch), 1)
+
     def test_a_write_in_another_thread_of_the_view_does_not_reach_the_replica(self):
         def view(_):
             thread = threading.Thread(target=lambda: seen.append(where()))
@@ -372,6 +385,15 @@ class Promises(unittest.TestCase):
 
         self.assertEqual(self.asks(view), "['default', 'replica']")
 
+    def test_what_belongs_to_an_object_from_the_replica_is_read_from_the_primary_once_the_page_has_written(self):
+        def view(_):
+            book = Book.objects.get(id=1)
+            before = book.chapter_set.get(id=1).title
+            write()
+            return [book._state.db, before, book.chapter_set.get(id=1).title]
+
+        self.assertEqual(self.asks(view), "['replica', 'replica', 'default']")
+
     # Coroutines.
 
     def test_coroutines_follow_the_same_rules(self):
@@ -398,6 +420,9 @@ class Promises(unittest.TestCase):
         # The same view behind WSGI.
         site.answer = read
         self.assertEqual(self.visitor.get("/async", secure=True).content, b"replica")
+
+    def test_the_middleware_takes_coroutines_without_a_thread_for_each(self):
+        self.assertTrue(middleware.sync_capable and middleware.async_capable)
 
     def test_a_write_in_a_thread_of_the_asgi_server_is_seen(self):
         """There a view that is no coroutine runs in a thread, with a connection that the middleware's own never sees."""
