@@ -218,6 +218,8 @@ def go_back(lab: Lab, made: Traffic, stage: int) -> None:
             raise MachineError(f"{units[0]} of {host} could not be stopped.")
 
     leaving = [host for host, groups in before.items() if "worker" in groups and host not in after]
+    if stage == 5:
+        run(stage - 1, "playbooks/stage5.yml", "--limit", "web,worker,localhost")
     if stage == 4:
         made.door.address = lab.load().addresses[commands.front_door(after)]
         for host in leaving:
