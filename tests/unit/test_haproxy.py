@@ -58,6 +58,7 @@ POSTGRES = {"servers": [{"name": "db1", "address": "192.0.2.21"}], "primary_port
         ({"servers": [{"name": "primary", "address": "192.0.2.21"}]}, "has the name primary"),
         ({"servers": [{"name": "db_1", "address": "192.0.2.21"}]}, "db_1, which no certificate can carry"),
         ({"servers": [{"name": "db1", "address": "192.0.2.21", "port": 0}]}, "has the port 0"),
+        ({"primary_port": None}, "has the ports [None]"),
         ({"primary_port": 8404}, "Give each a number of its own."),
         ({"replica_port": 6440}, "Give each a number of its own."),
         ({"ca": ""}, "Set all three to paths on the host."),

@@ -68,6 +68,7 @@ def test_a_watch_of_what_there_is_is_not_refused() -> None:
         ({"watch": {**WATCH, "databases": ["blog"]}}, "pgbouncer_watch has blog in databases, and pgbouncer_databases has shop."),
         ({"watch": {**WATCH, "replica_databases": ["blog"]}}, "has blog in replica_databases"),
         ({"watch": {**WATCH, "url": "http://192.0.2.1:8405/;csv"}}, "pgbouncer_watch has the url http://192.0.2.1:8405/;csv."),
+        ({"watch": {**WATCH, "databases": []}}, "pgbouncer_watch names no databases. List those of shop"),
         ({"watch": {**WATCH, "pause_seconds": 1}}, "pgbouncer_watch has pause_seconds 1."),
         ({"databases": [{**SHOP, "pool_size": 10}]}, "2 processes x (shop 10 + _auth_1 1) = 22"),
         ({"server_connections": 3}, "the pools do not fit pgbouncer_server_connections, 3"),

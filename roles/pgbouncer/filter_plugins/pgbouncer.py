@@ -158,6 +158,8 @@ def watch(settings: dict[str, Any]) -> Iterator[str]:
     if not watched:
         return
     known = {item["name"] for item in settings["databases"]}
+    if not watched.get("databases"):
+        yield f"pgbouncer_watch names no databases. List those of {', '.join(sorted(known))} that are the primary's."
     for key in ("databases", "replica_databases"):
         for name in watched.get(key) or []:
             if name not in known:
