@@ -20,8 +20,8 @@ from lab import cache, machine, names
 from lab.model import Lab, State
 
 START_SECONDS = 90
-# What systemd needs in a container; SYS_PTRACE is for units with PrivateUsers=.
-CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_NICE", "SYS_PTRACE"]
+# What systemd needs in a container; SYS_PTRACE is for units with PrivateUsers=, DAC_READ_SEARCH for one that backs up everybody's files.
+CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_NICE", "SYS_PTRACE", "DAC_READ_SEARCH"]
 SECURITY = ["seccomp=unconfined", "apparmor=unconfined"]
 TMPFS = {"/run": "exec", "/run/lock": "", "/tmp": "exec"}
 

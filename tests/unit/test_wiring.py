@@ -107,13 +107,26 @@ def backed_up_with(site: Environment, host: str) -> list[str]:
     return [keeper] if host in databases(site) else []
 
 
+def uploads_ends(site: Environment) -> set[str]:
+    """The hosts that have a certificate for the backups of the uploads: none when it is one host that does both."""
+    ends = set(uploads_backed_up(site))
+    return ends if len(ends) > 1 else set()
+
+
 def test_the_kit_has_inventories() -> None:
     assert ROOT / "inventories/example" in KIT
 
 
 def test_every_wired_variable_of_a_hosts_layers_can_be_read(site: Environment) -> None:
     for host in site.hosts:
-        files = ["site", "hosts", "base", "backup", *({"web", "database", "cache", "edge"} & site.groups(host))]
+        files = [
+            "site",
+            "hosts",
+            "base",
+            "backup",
+            "uploads",
+            *({"web", "database", "cache", "edge"} & site.groups(host)),
+        ]
         files += ["media"] if "web" in site.groups(host) else []
         files += ["workers"] if "worker" in site.groups(host) else []
         for name in (name for file in files for name in wired(file)):
@@ -176,6 +189,9 @@ def test_firewall_opens_what_the_hosts_groups_serve_and_nothing_else(site: Envir
             opened.append((8443, app_addresses(site)))
         if others := backed_up_with(site, host):
             opened.append((8432, [site.value(other, "host_address") for other in others]))
+        home, keeper = uploads_backed_up(site)
+        if host == keeper != home:
+            opened.append((8433, [site.value(home, "host_address")]))
         rules = site.value(host, "firewall_allow")
         assert sorted(((rule["port"], rule.get("from")) for rule in rules), key=str) == sorted(opened, key=str)
 
@@ -186,7 +202,8 @@ def test_a_host_gets_a_certificate_for_each_service_it_runs(site: Environment) -
         assert set(leaves) == {leaf for group, leaf in (("web", "nginx"), ("database", "postgres"), ("cache", "redis"),
                                                      ("edge", "haproxy"))
                                if group in site.groups(host)} | ({"pgbackrest"} if backed_up_with(site, host) else set()) | (
-                                   {"database"} if site.value(host, "pooler_here") else set())  # fmt: skip
+                                   {"database"} if site.value(host, "pooler_here") else set()) | (
+                                   {"restic"} if host in uploads_ends(site) else set())  # fmt: skip
         # A client's has no address: its first name is the user that it is in the database.
         assert leaves.pop("database", {"names": ["haproxy"]})["names"] == ["haproxy"]
         for leaf in leaves.values():
@@ -218,11 +235,90 @@ def test_backups_go_to_another_host_wherever_there_is_one_and_each_end_knows_the
 
 def test_the_plays_of_the_backups_meet_the_host_that_the_wiring_means(site: Environment) -> None:
     database, keeper = databases(site)[0], keeper_of_backups(site)
-    [_, play] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
+    [_, play, *_] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
     assert site.value(database, "met", met=trust_as_template(play["hosts"])) == ([] if keeper == database else [keeper])
-    for name in ("backup", "backup-status", "restore", "restore-drill"):
-        play = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())[-1]
+    for name, meant in (
+        ("backup", "Backup"),
+        ("backup-status", "Backups"),
+        ("restore", "Restore"),
+        ("restore-drill", "The drill"),
+    ):
+        plays = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
+        [play] = [play for play in plays if play["name"] == meant]
         assert site.value(database, "met", met=trust_as_template(play["hosts"])) == [keeper]
+
+
+def uploads_backed_up(site: Environment) -> tuple[str, str]:
+    """Who has the uploads, and who keeps their backups: not the same host wherever there is another one that may."""
+    home = site.all_groups["web"][0]
+    others = [host for host in [keeper_of_backups(site), *site.all_groups["database"]] if host != home]
+    return home, [*others, home][0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "pair"),
+    [
+        ("one host", ("one", "one")),
+        ("two hosts", ("web1", "db1")),
+        ("two web hosts", ("web1", "db1")),
+        ("two edges", ("web1", "db1")),
+        ("one host behind an edge", ("one", "one")),
+        ("a backup host", ("web1", "backup1")),
+        ("a backup host that is the database's", ("web1", "db1")),
+    ],
+)
+def test_uploads_are_backed_up_to_another_host_where_there_is_one(
+    make_inventory: Callable[..., Path], shape: str, pair: tuple[str, str]
+) -> None:
+    site = one(make_inventory, shape)
+    assert uploads_backed_up(site) == pair
+    assert {site.value(host, "uploads_backup_host") for host in site.hosts} == {pair[1]}
+
+
+def test_uploads_that_another_web_host_keeps_are_backed_up_from_there(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two web hosts", site_media_host="web2")
+    # web1 keeps the database's backups, and has no uploads of its own.
+    assert [site.value(host, "restic_host_role") for host in ("web1", "web2")] == ["repository", "source"]
+    assert site.value("web2", "restic_repository_host") == site.value("web1", "host_address")
+
+
+def test_both_ends_of_the_backups_of_the_uploads_know_each_other_and_nobody_else_does(site: Environment) -> None:
+    home, keeper = uploads_backed_up(site)
+    role = {host: site.value(host, "restic_host_role") for host in (home, keeper)}
+    assert role == ({home: "both"} if home == keeper else {home: "source", keeper: "repository"})
+    assert site.value(home, "restic_directories") == [site.value(home, "nginx_media_directory")]
+    assert len({site.value(host, "restic_passphrase") for host in (home, keeper)}) == 1
+    assert site.value(home, "restic_passphrase") != site.value(home, "site_backup_passphrase")
+    for host in site.hosts:
+        leaves = {leaf["name"]: leaf for leaf in site.value(host, "certificates_leaves")}
+        doors = [
+            rule
+            for rule in site.value(host, "firewall_allow")
+            if rule["port"] == site.value(host, "uploads_backup_port")
+        ]
+        assert bool(doors) is (host == keeper != home)
+        assert ("restic" in leaves) is (host in (home, keeper) and home != keeper)
+        if host not in (home, keeper):
+            assert site.value(host, "restic_passphrase") == ""
+    if home != keeper:
+        [door] = [rule for rule in site.value(keeper, "firewall_allow") if rule["port"] == 8433]
+        assert door["from"] == [site.value(home, "host_address")]
+        leaves = {leaf["name"]: leaf for leaf in site.value(keeper, "certificates_leaves")}
+        assert site.value(home, "restic_repository_host") in leaves["restic"]["names"]
+        assert leaves["restic"]["reload"] == ["restic-shop-server.service"]
+
+
+def test_the_plays_of_the_uploads_meet_both_ends_once(site: Environment) -> None:
+    home, keeper = uploads_backed_up(site)
+    [*_, takes, gives] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
+    assert keeper in site.value(home, "met", met=trust_as_template(takes["hosts"])) and gives["hosts"] == "web"
+
+    def meets(play: dict[str, Any], host: str) -> bool:
+        [task] = play["tasks"]
+        return bool(site.value(host, "asked", asked=trust_as_template("{{ " + task["when"] + " }}")))
+
+    assert [host for host in site.hosts if meets(takes, host)] == [keeper]
+    assert [host for host in site.hosts if meets(gives, host)] == ([] if home == keeper else [home])
 
 
 def test_django_finds_the_database_under_a_name_of_its_certificate(site: Environment) -> None:
@@ -478,7 +574,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
     for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
-                 **wired("workers")}:  # fmt: skip
+                 **wired("workers"), **wired("backup"), **wired("uploads")}:  # fmt: skip
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -488,7 +584,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
     given = {**wired("base"), **wired("database"), **wired("backup"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
-             **wired("workers"), **wired("pooler")}  # fmt: skip
+             **wired("workers"), **wired("pooler"), **wired("uploads")}  # fmt: skip
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name
@@ -523,6 +619,7 @@ def test_what_the_kit_keeps_beside_the_inventory_is_not_read_as_hosts(make_inven
         ("secrets/database_password", "s3cret"),
         ("secrets/ca/ca.key", "-----BEGIN"),
         ("artifacts/p1", "x"),
+        ("secrets.vault", "$ANSIBLE_VAULT;1.1;AES256"),
     ):
         (inventory / name).parent.mkdir(parents=True, exist_ok=True)
         (inventory / name).write_text(f"{text}\n")
