@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Turn a running replica: into a primary, or to another server that it follows."""
+"""Turn a running replica into a primary or to another server that it follows; or stop a primary whose place is taken."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: postgres_turn
-short_description: Promote a replica, or reload it and wait until it receives from another server
+short_description: Stop a primary, promote a replica, or reload it and wait until it receives from another server
 options:
   version:
     description: Major version.
@@ -16,9 +16,13 @@ options:
     type: str
     required: true
   to:
-    description: primary, or the name of the server to receive from.
+    description: primary, stopped, or the name of the server to receive from. C(stopped) returns C(lsn), where it ended.
     type: str
     required: true
+  after:
+    description: Promote only when everything up to this position was replayed.
+    type: str
+    default: ""
   patience:
     description: Seconds to wait for it.
     type: int
@@ -26,12 +30,36 @@ options:
 author: Stepladder
 """
 
+import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.postgres_server import Refused, Server, places
+from ansible.module_utils.postgres_server import Refused, Server, control, literal, places
 
 SENDER = "select coalesce((select sender_host from pg_stat_wal_receiver where status = 'streaming'), '')"
+
+
+def stop(version, cluster, data):
+    """Stop a server the clean way, in which it sends its replicas all it has first. Returns its last checkpoint's position."""
+    unit = "postgresql@%s-%s.service" % (version, cluster)
+    done = subprocess.run(["systemctl", "stop", unit], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    words = control(version, data)
+    if done.returncode or words.get("Database cluster state") != "shut down":
+        raise Refused(
+            "%s did not stop the clean way; it is %s. %s"
+            % (unit, words.get("Database cluster state"), done.stderr.strip())
+        )
+    return words["Latest checkpoint location"]
+
+
+def replayed(server, position, patience):
+    end = time.monotonic() + patience
+    while server.run("postgres", "select pg_last_wal_replay_lsn() >= %s" % literal(position)).strip() != "t":
+        if time.monotonic() > end:
+            raise Refused(
+                "after %d s it has not replayed everything up to %s, and was not promoted." % (patience, position)
+            )
+        time.sleep(0.05)
 
 
 def promote(server, patience):
@@ -60,21 +88,27 @@ def main():
             "version": {"type": "str", "required": True},
             "cluster": {"type": "str", "required": True},
             "to": {"type": "str", "required": True},
+            "after": {"type": "str", "default": ""},
             "patience": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
     )
-    params = module.params
+    params, found = module.params, {}
     if not module.check_mode:
-        server = Server(params["version"], places(params["version"], params["cluster"])[1])
+        version, data = params["version"], places(params["version"], params["cluster"])[1]
+        server = Server(version, data)
         try:
-            if params["to"] == "primary":
+            if params["to"] == "stopped":
+                found["lsn"] = stop(version, params["cluster"], data)
+            elif params["to"] == "primary":
+                if params["after"]:
+                    replayed(server, params["after"], params["patience"])
                 promote(server, params["patience"])
             else:
                 follow(server, params["to"], params["patience"])
         except Refused as refusal:
             module.fail_json(msg="postgres: %s" % refusal)
-    module.exit_json(changed=True)
+    module.exit_json(changed=True, **found)
 
 
 if __name__ == "__main__":
