@@ -69,6 +69,19 @@ def command(version, configuration, data, wanted, *more):
     )  # fmt: skip
 
 
+def recover(version, configuration, data):
+    """Bring the data of a server that died to where a start would: pg_rewind does it too, but not while it only tries."""
+    done = as_postgres(
+        "/usr/lib/postgresql/%s/bin/postgres" % version, "--single", "-D", data,
+        "-c", "config_file=" + os.path.join(configuration, "postgresql.conf"), "template1", text="", timeout=None,
+    )  # fmt: skip
+    if done.returncode:
+        raise Refused(
+            "the data in %s are of a server that died, and do not recover: %s. Move them away and copy anew."
+            % (data, done.stderr.strip())
+        )
+
+
 def note(data, words, said):
     """Keep the last state of what is about to be given up, beside the data; returns the file's path."""
     path = "%s.rewound-%s.txt" % (data, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
@@ -98,6 +111,8 @@ def rewind(version, cluster, wanted):
         raise Refused("the server still runs. postgres changed nothing. Stop it first.")
     refuse(version, data, wanted)
     words = control(version, data)
+    if not words.get("Database cluster state", "").startswith("shut down"):
+        recover(version, configuration, data)
     tried = command(version, configuration, data, wanted, "--dry-run")
     if tried.returncode:
         raise Refused("pg_rewind cannot do it: %s. postgres changed nothing." % tried.stderr.strip())
