@@ -38,8 +38,9 @@ import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.postgres_replication import there
+from ansible.module_utils.postgres_replication import connect, there
 from ansible.module_utils.postgres_server import Refused, Server, as_postgres, control, places, system_identifier
+from ansible.module_utils.postgres_wire import Unreachable
 
 
 def refuse(version, data, wanted):
@@ -124,6 +125,9 @@ def rewind(version, cluster, wanted):
             " they were." % (done.stderr.strip(), data, path)
         )
     become_standby(data)
+    # It answers when it has replayed up to where the primary is now. If nobody writes there, say at night, that never comes.
+    with connect(wanted, wanted["primary_host"]) as server:
+        server.ask("select pg_current_xact_id()::text")
     return path
 
 
@@ -144,7 +148,7 @@ def main():
             refuse(params["version"], places(params["version"], params["cluster"])[1], wanted)
         elif not module.check_mode:
             path = rewind(params["version"], params["cluster"], wanted)
-    except (Refused, subprocess.SubprocessError) as refusal:
+    except (Refused, Unreachable, subprocess.SubprocessError) as refusal:
         module.fail_json(msg="postgres: %s" % refusal)
     module.exit_json(changed=not params["ask_only"], note=path)
 
