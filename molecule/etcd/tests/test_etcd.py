@@ -47,6 +47,7 @@ def play(
         "calls": [(name, host) for name, host, r in ran if r.get("action", "").split(".")[-1] not in LOCAL],
         "tasks": [(name, host) for name, host, r in ran if r.get("changed")],
         "words": " ".join(words_said),
+        "said": [text.removeprefix("said: ") for text in words_said if text.startswith("said: ")],
         "status": found[-1] if found else {},
         "output": done.stdout + done.stderr,
     }
@@ -172,7 +173,7 @@ def test_what_cannot_work_is_refused_before_anything_changes() -> None:
     before = pids()
     run = play(on="db1", playbook="refusals.yml", cases=[case for case, _ in cases])
     assert run["rc"] == 0, run["output"][-3000:]
-    said = [text for text in run["words"].split("etcd: ") if text.strip()]
+    said = run["said"]
     assert len(said) == len(cases), said
     for (_, words), text in zip(cases, said, strict=True):
         assert words in text and "changed nothing" in text.replace("\n", " "), (words, text)
@@ -217,7 +218,7 @@ def test_a_member_that_lost_its_data_never_comes_back_by_itself() -> None:
     not_lost = play(on="db3", block="replace", etcd_replaces="db2")
     assert not_lost["rc"] != 0 and "db2 is a member that serves" in not_lost["words"], not_lost["words"]
     put("while it was away")
-    played(on="db3", block="replace")
+    played(on="db3", block="replace", etcd_quota_mb=600)
     assert got(DB3, "https://db3.test:2379") == "while it was away"
     assert not DB3.file("/run/stepladder-etcd.env").exists
     assert played(etcd_quota_mb=600)["changed"] == 0
