@@ -13,7 +13,6 @@ import psycopg2
 conninfo, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 server, acknowledged, last, gap, refused = None, [], time.monotonic(), 0.0, 0
 words = ""
-open(os.path.join(folder, "started"), "w").close()
 while not os.path.exists(os.path.join(folder, "enough")):
     number += 1
     try:
@@ -28,6 +27,8 @@ while not os.path.exists(os.path.join(folder, "enough")):
         now = time.monotonic()
         gap, last = max(gap, now - last), now
         acknowledged.append(number)
+        if len(acknowledged) == 1:
+            open(os.path.join(folder, "started"), "w").close()
         time.sleep(0.04)
     except psycopg2.Error as error:
         refused, words, server = refused + 1, str(error).strip(), None

@@ -27,7 +27,7 @@ TLS = "/etc/stepladder/tls"
 PASSWORD = yaml.safe_load((HERE / "vars/main.yml").read_text())["replication_password"]
 CLIENT = (
     f"dbname=shop user=shop password=shop-4711 sslmode=verify-full sslrootcert={TLS}/ca.pem target_session_attrs=read-write"
-    " connect_timeout=2 keepalives_idle=2 tcp_user_timeout=3000 "
+    " connect_timeout=2 keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000 "
 )
 LOCAL = {
     "fail", "debug", "include_role", "include_tasks", "import_tasks", "validate_argument_spec", "gather_facts", "setup", "set_fact",
@@ -136,8 +136,8 @@ class Writer:
         command = ["docker", "exec", NAMES[on], "/usr/bin/python3", "/var/tmp/writer.py", f"{CLIENT} host={hosts}"]
         command += [str(Writer.number), self.folder]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        until(lambda: self.on.file(f"{self.folder}/started").exists, 15)
-        time.sleep(1)
+        until(lambda: self.on.file(f"{self.folder}/started").exists, 30)  # its first row is acknowledged
+        time.sleep(0.5)
 
     def stop(self) -> dict[str, Any]:
         self.on.check_output(f"touch {self.folder}/enough")
