@@ -127,7 +127,7 @@ class Writer:
     """An application on a host of its choice, writing all the time."""
 
     def __init__(self, on: str, hosts: str) -> None:
-        first = time.time_ns() // 1_000_000  # milliseconds: no two writers number a row alike
+        first = time.time_ns() // 1_000  # microseconds: no two writers number a row alike
         self.folder, self.on = f"/var/tmp/writer{first}", HOSTS[on]
         subprocess.run(
             ["docker", "cp", str(HERE / "files/writer.py"), f"{NAMES[on]}:/var/tmp/writer.py"],
