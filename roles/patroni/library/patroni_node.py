@@ -51,6 +51,12 @@ OWNED = {
     "max_connections": 25, "max_wal_senders": 3, "max_replication_slots": 4, "max_worker_processes": 2, "max_locks_per_transaction": 32,
     "max_prepared_transactions": 0, "wal_level": 0, "wal_keep_size": 0, "track_commit_timestamp": 0,
 }  # fmt: skip
+PASSED = (
+    "listen_addresses",
+    "port",
+    "wal_log_hints",
+    "hot_standby",
+)  # from its own configuration, on the command line likewise
 LEFT = "conf.d/05-left-by-patroni.conf"
 REWIND = (
     "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)", "pg_read_binary_file(text)",
@@ -426,10 +432,8 @@ def hand_back(node, seconds):
     """Stop the server that Patroni started, and start it in its own unit with the settings that it had."""
     found, role = node.cluster(), node.role()
     if node.led():
-        values = node.settings()
-        if role == "replica":
-            names = ("primary_conninfo", "primary_slot_name")
-            values.update({name: node.sql("select current_setting('%s')" % name) for name in names})
+        names = PASSED + (("primary_conninfo", "primary_slot_name") if role == "replica" else ())
+        values = {**node.settings(), **{name: node.sql("select current_setting('%s')" % name) for name in names}}
         lines = "".join("%s = %s\n" % (name, quoted(value)) for name, value in sorted(values.items()))
         said = "# What Patroni had decided when it was left; later files win.\n"
         node.write("%s/%s" % (node.configuration, LEFT), said + lines, 0o640)
