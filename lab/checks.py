@@ -45,7 +45,7 @@ def run(
     if "unit" in asked:
         jobs.append(lambda: pytest(lab, "unit", name, results, {}))
     if "roles" in asked:
-        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results, until)), results)
+        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results, long, until)), results)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda job: job(), jobs))
     if not results.items:
@@ -122,12 +122,17 @@ def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict
         results.left_out.append(f"{skipped} of the {folder} tests")
 
 
-def roles(lab: Lab, name: str | None, debian: str, results: Results, until: float) -> list[Callable[[], None]]:
+def roles(
+    lab: Lab, name: str | None, debian: str, results: Results, long: bool, until: float
+) -> list[Callable[[], None]]:
     """Make what the scenarios stand on and give one job for each; raises MachineError when there is no engine.
 
     The role that changed last comes first: what time is too short for has been as it is for longest.
     """
     chosen = [scenario for scenario in scenarios.scenarios(lab.root) if name is None or name in scenario]
+    for scenario in [one for one in chosen if scenarios.is_long(lab.root, one) and not long]:
+        chosen.remove(scenario)
+        results.left_out.append(f"role {scenario} (with --long)")
     chosen.sort(key=lambda scenario: -scenarios.changed(lab.root, scenario))
     if not chosen:
         return []

@@ -35,6 +35,11 @@ def scenarios(root: Path = ROOT) -> list[str]:
     return sorted(path.parent.name for path in (root / "molecule").glob("*/molecule.yml"))
 
 
+def is_long(root: Path, scenario: str) -> bool:
+    """Whether a scenario takes so long that it is run only when asked for: `# long` begins a line of its molecule.yml."""
+    return bool(re.search(r"^# long\b", (root / f"molecule/{scenario}/molecule.yml").read_text(), re.MULTILINE))
+
+
 def changed(root: Path, scenario: str) -> int:
     """When a scenario or the role of its name was changed last by a commit, in seconds since 1970; 0 outside of git."""
     command = ["git", "-C", str(root), "log", "-1", "--format=%ct", "--", f"molecule/{scenario}", f"roles/{scenario}"]

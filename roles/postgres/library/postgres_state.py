@@ -106,6 +106,16 @@ def start_mode(configuration):
     return next((line for line in lines if line), "auto")
 
 
+def manager(configuration, data, server):
+    """plain or patroni: who starts the instance, by the running server's own arguments, else by Debian's start.conf."""
+    if start_mode(configuration) == "auto":
+        return "plain"  # Patroni keeps Debian's scripts away; without that lock the instance was given back
+    if not server.running:
+        return "patroni" if os.path.exists(os.path.join(configuration, "patroni.conf")) else "plain"
+    process = read(os.path.join(data, "postmaster.pid")).splitlines()[0]
+    return "patroni" if "%s/patroni.conf" % configuration in read("/proc/%s/cmdline" % process) else "plain"
+
+
 def disk_mb(path):
     """Size in MB of the file system that holds the path or its nearest existing parent."""
     while not os.path.exists(path):
@@ -282,6 +292,7 @@ def look(params):
         "stale": False, "pending_restart": [], "differs": {}, "roles_present": [], "databases_present": {},
     }  # fmt: skip
     server = Server(version, data)
+    result["manager"] = manager(configuration, data, server)
     if not server.running:
         return {**result, "replication": replication.look(version, data, server, False, wanted)}
     state = server.ask("postgres", SERVER)
