@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
     minutes = "begin no scenario and no test of the lab after so many minutes, and name those left out"
     one.add_argument("--minutes", type=float, help=minutes)
-    one.add_argument("--long", action="store_true", help="the lab's long tests too; before a release, say")
+    one.add_argument("--long", action="store_true", help="the long tests and scenarios too; before a release, say")
     one.add_argument("--debian", **debian)
 
     one = found.add_parser("bench", help="measure calls, times, requests and transactions a second")
