@@ -253,6 +253,7 @@ def test_rows_that_were_deleted_are_found_beside_the_site_and_brought_back(lab):
     assert "the last proven restore is of" in lab.said(lab.play("backup-status.yml"))
 
 
+@pytest.mark.long
 def test_uploads_that_were_deleted_come_back_from_the_other_host(lab):
     media = "/srv/shop/shared/media"
     write = f"sudo -u shop sh -c 'mkdir -p {media}/kept && echo one > {media}/kept/one.txt && echo two > {media}/kept/two.txt'"
