@@ -45,6 +45,7 @@ def test_growth_loses_nothing_and_fails_no_visit(grown):
     assert set(broken.values()) == {0}, report
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [(), pytest.param(("--check", "--diff"), marks=pytest.mark.long)])
 def test_second_run_changes_nothing(grown, words):
     lab, _ = grown
@@ -60,6 +61,7 @@ def test_every_host_knows_the_primary_and_the_replica(grown):
     assert psql(lab, "db2", "select pg_is_in_recovery()") == "t"
 
 
+@pytest.mark.long
 def test_what_serves_is_pooled_and_commands_go_around_the_pooler(grown):
     lab, _ = grown
     said = shell(
@@ -74,6 +76,7 @@ def test_what_serves_is_pooled_and_commands_go_around_the_pooler(grown):
     assert environment.stdout.strip() == "0"
 
 
+@pytest.mark.long
 def test_pages_are_read_from_the_replica_and_by_who_has_written_from_the_primary(grown):
     lab, _ = grown
     seen = "select sum(calls) from pg_stat_statements where query like '%catalogue_product%'"
@@ -97,6 +100,7 @@ def test_pages_are_read_from_the_replica_and_by_who_has_written_from_the_primary
     assert writer["db1"] > before["db1"] and writer["db2"] == before["db2"], (before, writer)
 
 
+@pytest.mark.long
 def test_nothing_is_written_by_way_of_the_replica_even_while_the_primary_answers_there(grown):
     lab, _ = grown
     attempt = "from django.db import connections as c; c['replica'].cursor().execute('create table stray (a int)')"
@@ -114,6 +118,7 @@ def test_nothing_is_written_by_way_of_the_replica_even_while_the_primary_answers
     assert psql(lab, "db1", "select count(*) from pg_tables where tablename = 'stray'", "shop") == "0"
 
 
+@pytest.mark.long
 def test_report_fails_while_a_replica_does_not_follow(grown):
     lab, _ = grown
     assert "db2" in lab.said(lab.play("replica-status.yml"))
@@ -132,6 +137,7 @@ def test_switchover_fails_no_visit_and_an_old_inventory_is_refused(grown):
     assert "Primary: db1." in lab.ssh("web1", "sudo /etc/pgbouncer-shop/control status").stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("to", "sentence"),
     [
@@ -146,6 +152,7 @@ def test_switchover_to_nobody_is_refused(grown, to, sentence):
     assert done.returncode != 0 and sentence in printed(lab, done) and lab.changes(done) == {}
 
 
+@pytest.mark.long
 def test_failover_of_a_primary_that_runs_is_refused(grown):
     lab, _ = grown
     done = lab.play("failover.yml", check=False)
@@ -153,6 +160,7 @@ def test_failover_of_a_primary_that_runs_is_refused(grown):
     assert lab.changes(done) == {}
 
 
+@pytest.mark.long
 def test_long_transaction_calls_a_switchover_off(grown):
     lab, _ = grown
     hold = (
@@ -171,6 +179,7 @@ def test_long_transaction_calls_a_switchover_off(grown):
     assert lab.get("/products/item-000001/").status == 200
 
 
+@pytest.mark.long
 def test_primary_that_dies_costs_what_was_said_and_comes_back_as_a_replica(grown):
     lab, _ = grown
     report = drilled(lab, "kill-primary")
