@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass
@@ -51,15 +52,14 @@ def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
 def on(lab: Lab, host: str, command: str) -> str:
     """Run a command as root; gives its output, raises MachineError when it fails."""
     done = subprocess.run(
-        [*lab.ssh_command(host), "--", f"sudo bash -c {quoted(command)}"], capture_output=True, text=True, timeout=120
+        [*lab.ssh_command(host), "--", f"sudo bash -c {shlex.quote(command)}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     if done.returncode:
         raise MachineError(f"On {host}: {command}\n{tail(done.stdout + done.stderr, 15)}")
     return done.stdout
-
-
-def quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def ask(lab: Lab, host: str, sql: str, database: str = "postgres") -> str:
