@@ -147,6 +147,8 @@ def test_deploy_goes_on_after_one_that_failed_and_takes_all_hosts_along(grown, t
     lab, _ = grown
     before = serving(lab)
     with visitors:
+        failed = lab.play("deploy.yml", "-e", shop(tmp_path, "raise RuntimeError('it does not start')\n"), check=False)
+        assert failed.returncode != 0 and serving(lab) == before
         done = lab.play("deploy.yml", "-e", shop(tmp_path))
         assert "ended without letting go of the lock" in words(lab, done), "that of the deploy that failed before"
         after = serving(lab)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import os
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -46,6 +47,29 @@ def repository(tmp_path: Path) -> ModuleType:
 
 def at(text: str) -> float:
     return datetime.datetime.fromisoformat(text + "+00:00").timestamp()
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize("sample", [SOURCE, REPOSITORY])
+@pytest.mark.parametrize(
+    ("hours", "errors"), [(0, []), (29, []), (31, ["there is no backup yet"]), (None, ["there is no backup yet"])]
+)
+def test_a_new_repository_has_as_long_for_its_first_backup_as_any_backup_may_be_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int, hours: int | None, errors: list[str]
+) -> None:
+    control = program(tmp_path, sample)
+    monkeypatch.setattr(control, "MARK", str(tmp_path / "ensured"))
+    monkeypatch.setattr(control, "REPOSITORY", str(tmp_path))
+    monkeypatch.setattr(control, "reach", lambda: None)
+    monkeypatch.setattr(control, "snapshots", lambda: [])
+    monkeypatch.setattr(control, "wrong_upkeep", lambda kind: [])
+    if hours is not None:
+        for name in ("ensured", "config"):
+            (tmp_path / name).write_text("")
+            os.utime(tmp_path / name, times=(time.time() - hours * 3600,) * 2)
+    assert control.describe()["errors"] == errors
 
 
 # --- what is kept
