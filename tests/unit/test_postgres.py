@@ -178,3 +178,57 @@ def test_a_member_waits_for_the_others_and_has_at_least_what_its_primary_has() -
         for base in ("replication", "postgres") for network in ("192.0.2.2/32", "2001:db8::2/128")
     }  # fmt: skip
     assert configuration(1, "replication.pgpass") == '*:*:*:replication:it\'s\\: "100%" $ecret\\\\`id`ü\n'
+
+
+# --- the gate before each start as a primary
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    number = next(n for n, sample in enumerate(samples("postgres")) if sample.get("postgres_peers"))
+    text = next(file.text for file in Role(ROLE, samples("postgres")[number]).files() if file.dest.endswith("/gate"))
+    (tmp_path / "gate.py").write_text(text)
+    (tmp_path / "pg_replslot").mkdir()
+    found = load_module(tmp_path / "gate.py")
+    for name, value in {
+        "DATA": str(tmp_path),
+        "ALONE": str(tmp_path / "alone"),
+        "PASSED": str(tmp_path / "passed"),
+    }.items():
+        monkeypatch.setattr(found, name, value)
+    monkeypatch.setattr(found, "PEERS", ["198.18.0.2", "198.18.0.3"])
+    monkeypatch.setattr(found, "control", lambda: ("7", 2))
+    monkeypatch.setattr(found, "ask", lambda peer: None)
+    return found
+
+
+def test_nobody_answers_a_primary_with_replicas_after_a_boot(gate: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "pg_replslot/db2").mkdir()
+    assert "none of 198.18.0.2, 198.18.0.3 answers" in gate.refusal()
+    (tmp_path / "passed").touch()
+    assert gate.refusal() == "", "the machine was not booted again"
+    (tmp_path / "passed").unlink()
+    (tmp_path / "alone").touch()
+    assert gate.refusal() == "", "somebody has said that none was promoted"
+    assert "none of" in gate.refusal(), "and said it once"
+
+
+def test_a_primary_without_a_slot_has_no_replica_to_ask(gate: ModuleType) -> None:
+    assert gate.refusal() == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((False, "7", 2), "198.18.0.3 is the primary now"),
+        ((True, "7", 3), "follows a primary that was promoted meanwhile (timeline 3; here it is 2)"),
+        ((True, "7", 2), ""),
+        ((False, "8", 9), ""),
+    ],
+)
+def test_what_another_member_says_decides(
+    gate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[bool, str, int], words: str
+) -> None:
+    monkeypatch.setattr(gate, "ask", lambda peer: answer if peer == "198.18.0.3" else None)
+    assert words in gate.refusal()
+    assert bool(gate.refusal()) is bool(words), "slots or not"
