@@ -422,7 +422,7 @@ def test_a_run_never_undoes_a_failover_and_the_old_primary_becomes_a_replica() -
     assert started(DB2) == before and sql(DB2, "select pg_is_in_recovery()") == "f"
     assert DB1.run(f"systemctl start {UNIT}").rc != 0
     assert "db2.test is the primary now" in DB1.check_output(f"journalctl -o cat -u {UNIT} -n 20")
-    DB1.check_output(f"runuser -u postgres -- touch {FOLDER}.start-alone")
+    DB1.check_output(f"runuser -u postgres -- touch {DATA}.start-alone")
     DB1.check_output(f"systemctl start {UNIT}")  # back as a primary, and something is written there
     write("on the old one alone")
     sql(DB1, "checkpoint")
