@@ -8,6 +8,8 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+from docker.models.containers import Container
+
 from lab import ansible, commands, hosts, inventory
 from lab.machine import MachineError, tail
 from lab.model import Lab
@@ -15,6 +17,7 @@ from lab.report import console, step
 from lab.traffic import Traffic
 
 WRITES = ("order", "upload")
+ALONE_COMMITS = 3  # on the primary that nobody reaches, so that the report has something to count
 RETURN_SECONDS = 30  # in which a former primary shows what it does by itself
 LAG_SECONDS = 20
 
@@ -150,6 +153,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
     made.mark(f"{who.primary} is cut off")
     network.disconnect(container)
     try:
+        commit_alone(container)
         time.sleep(3)
         since = made.now
         made.mark("failover")
@@ -172,7 +176,19 @@ def split_brain(lab: Lab, made: Traffic) -> int:
     if after != before:
         raise MachineError(f"{who.primary} took orders although {who.replica} is the primary.")
     play(lab, "refused", f"playbooks/stage{state.stage}.yml", fails="each say that they are the primary")
-    return rejoined(lab, made, who)
+    lost = rejoined(lab, made, who)
+    if lost < ALONE_COMMITS:
+        raise MachineError(f"rejoin.yml counted {lost} commits of {ALONE_COMMITS} that {who.primary} alone had.")
+    return lost
+
+
+def commit_alone(container: Container) -> None:
+    """Commit on a host that has no network any more; raises MachineError."""
+    command = ["runuser", "-u", "postgres", "--", "psql", "-XqAtw", "-c", "select pg_current_xact_id()"]
+    for _ in range(ALONE_COMMITS):
+        code, output = container.exec_run(command, workdir="/")
+        if code:
+            raise MachineError(f"{container.name} could not commit alone: {output.decode(errors='replace').strip()}")
 
 
 def rejoined(lab: Lab, made: Traffic, who: Members) -> int:
