@@ -240,6 +240,8 @@ def wait_for(lab: Lab, web: str, replica: str, there: bool) -> float:
 
 def restore(lab: Lab, made: Traffic) -> None:
     """Any moment since the oldest backup comes back, and holds what the notes of that moment say, while the site goes on."""
+    made.mark("a backup")
+    play(lab, "backup", "playbooks/backup.yml", "-e", "type=incr")
     made.mark("a restore to a random moment")
     said = play(lab, "restore", "playbooks/restore-drill.yml")
     for words in re.findall(r"^\s*- (.*(?:RTO|equal to|RPO).*)$", said, re.M):
