@@ -20,6 +20,7 @@ WRITES = ("order", "upload")
 ALONE_COMMITS = 3  # on the primary that nobody reaches, so that the report has something to count
 RETURN_SECONDS = 30  # in which a former primary shows what it does by itself
 LAG_SECONDS = 20
+SSH_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,11 @@ def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
 
 def on(lab: Lab, host: str, command: str) -> str:
     """Run a command as root; gives its output, raises MachineError when it fails."""
-    done = subprocess.run(
-        [*lab.ssh_command(host), "--", f"sudo bash -c {shlex.quote(command)}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [*lab.ssh_command(host), "--", f"sudo bash -c {shlex.quote(command)}"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SSH_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise MachineError(f"On {host}: {command}\nIt did not end within {SSH_SECONDS} s.") from None
     if done.returncode:
         raise MachineError(f"On {host}: {command}\n{tail(done.stdout + done.stderr, 15)}")
     return done.stdout
