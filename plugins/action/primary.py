@@ -353,6 +353,7 @@ class ActionModule(ActionBase):
             to=wanted or most_advanced(found),
             away=away,
             led=led(found),
-            unled=[host for host in found if host not in led(found)],
+            unled_primary=[host for host in running(found, "primary") if host not in led(found)],
+            unled_replicas=[host for host in running(found, "replica") if host not in led(found)],
         )
         return result
