@@ -26,9 +26,9 @@ DOWN_SECONDS = 15
 # Tries to write for so many seconds on the host itself, and says how often it was told that it had.
 CUT_SECONDS = 35
 WRITE_ALONE = f"""
-end=$((SECONDS + {CUT_SECONDS})); written=0
+cd /; end=$((SECONDS + {CUT_SECONDS})); written=0
 while [ $SECONDS -lt $end ]; do
-  timeout 3 runuser -u postgres -- psql -XqAt -d postgres -c 'insert into cut_off default values' > /dev/null 2>&1 && written=$((written + 1))
+  timeout 3 runuser -u postgres -- psql -XqAt -c 'insert into cut_off default values' > /dev/null 2>&1 && written=$((written + 1))
   sleep 0.3
 done
 echo written $written
