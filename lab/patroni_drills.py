@@ -82,9 +82,9 @@ def kill_primary(lab: Lab, made: Traffic) -> None:
     need(lab)
     who, client = members(lab), commands.connect()
     container = client.containers.get(f"{lab.name}-{who.primary}")
-    since = made.now
     made.mark(f"{who.primary} loses power")
     container.kill()
+    since = made.now
     try:
         written_again(made, since)
     finally:
@@ -102,9 +102,9 @@ def cut_primary(lab: Lab, made: Traffic) -> None:
     if network is None:
         raise MachineError(f"The lab {lab.name} has no network. ./ladder up makes it.")
     sql(lab, who.primary, "create table if not exists cut_off (at timestamptz default now())")
-    since = made.now
     made.mark(f"{who.primary} is cut off")
     network.disconnect(container)
+    since = made.now
     try:
         said = container.exec_run(["bash", "-c", WRITE_ALONE]).output.decode()
         written_again(made, since)
