@@ -77,6 +77,24 @@ def leave(lab: Lab, made: Traffic) -> None:
     play(lab, "patroni-status", "playbooks/replica-status.yml")
 
 
+def switchover(lab: Lab, made: Traffic) -> None:
+    """There and back, by Patroni; in between a stage run takes whoever leads, and failover.yml and rejoin.yml refuse."""
+    need(lab)
+    who = members(lab)
+    made.mark(f"switchover to {who.replica}")
+    play(lab, "patroni-switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
+    until_whole(lab, who.replica)
+    before = started(lab)
+    made.mark("a stage run")
+    play(lab, "patroni-moved", f"playbooks/stage{lab.load().stage}.yml")
+    if started(lab) != before:
+        raise MachineError("A stage run started PostgreSQL or Patroni anew.")
+    play(lab, "patroni-no-failover", "playbooks/failover.yml", fails="Patroni leads")
+    play(lab, "patroni-no-rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}", fails="Patroni leads")
+    go_back(lab, made, who)
+    until_whole(lab, who.primary)
+
+
 def kill_primary(lab: Lab, made: Traffic) -> None:
     """The primary's host loses power: the first write goes well by itself, and the host is a replica when it is back."""
     need(lab)

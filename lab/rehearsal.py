@@ -552,6 +552,14 @@ DRILLS = {
         2,
         asked=True,
     ),
+    "patroni-switchover": Drill(
+        "with Patroni, a replica takes over and gives back; no visit fails, and a stage run in between takes whoever leads",
+        patroni_drills.switchover,
+        nothing_failed,
+        "database",
+        2,
+        asked=True,
+    ),
     "patroni-kill-primary": Drill(
         "with Patroni, the primary's host loses power: writes go on by themselves within 30 s, nothing is lost, it rejoins by itself",
         patroni_drills.kill_primary,
