@@ -33,7 +33,6 @@ GROUP_STAGES = {
     "edge": 4,
 }  # the stage that a group's layer comes with; those of stage 1 are always run
 REPLICA_STAGE = 5  # the first with more than one host in database
-CHOSEN_STAGES = {"etcd": REPLICA_STAGE}  # of groups that are there by choice
 VOTERS = (3, 5)  # of which one may be lost, or two; any other number outlives no more
 # What Patroni decides for all members, as roles/postgres leaves it out of its files.
 PATRONIS = {
@@ -42,7 +41,7 @@ PATRONIS = {
     "max_worker_processes", "wal_log_hints", "primary_conninfo", "primary_slot_name", "synchronous_standby_names",
 }  # fmt: skip
 NOTICED_SECONDS = 2  # until HAProxy has seen that a replica is behind
-KIT_GROUPS = {"web", "database", "backup", *GROUP_STAGES, *CHOSEN_STAGES}
+KIT_GROUPS = {"web", "database", "backup", *GROUP_STAGES}
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.
 FACTS = [
@@ -400,6 +399,10 @@ def failover_problems(
             f"the group etcd has {listed(votes) or 'no host'}, and Patroni votes on three hosts, of which one may be lost, or on five. "
             "They may be hosts of other groups too"
         )
+    if outside := set(votes) - set(groups.get("site") or []):
+        problems.append(
+            f"{listed(outside)} in group etcd does not belong to the group site. List etcd under site's children"
+        )
     if len(databases) < 2:
         problems.append(
             f"the group database has {listed(databases) or 'no host'}, and nobody could take its place. Add a replica"
@@ -527,11 +530,11 @@ class ActionModule(ActionBase):
         problems += group_problems(
             groups,
             needed,
-            self._task.args.get("kit_groups") or sorted({*needed, "backup", *GROUP_STAGES, *CHOSEN_STAGES}),
+            self._task.args.get("kit_groups") or sorted({*needed, "backup", *GROUP_STAGES}),
         )
         problems += single_problems(groups)
         if stage := self._task.args.get("stage"):
-            problems += stage_problems(groups, {**GROUP_STAGES, **CHOSEN_STAGES}, int(stage))
+            problems += stage_problems(groups, GROUP_STAGES, int(stage))
             problems += fleet_problems(groups, int(stage))
             problems += replica_stage_problems(groups, int(stage))
         hosts = [host for host in groups.get("site") or [] if host != "localhost"]

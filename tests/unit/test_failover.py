@@ -58,6 +58,15 @@ def test_doors_of_the_votes_and_of_patroni_open_for_those_that_need_them(make_in
     assert doors("db1", 2379, 2380, 8008) == {8008: ["198.18.9.3"]}
 
 
+def test_a_voter_may_be_nothing_else(make_inventory: Callable[..., Path]) -> None:
+    inventory = make_inventory({**GROUPS, "etcd": ["web1", "cache1", "vote1"]}, AUTOMATIC, hosts=HOSTS)
+    assert inventory_problems(inventory) == []
+    made = Environment(inventory)
+    assert made.value("vote1", "memory_mb") == {} and [
+        one["name"] for one in made.value("vote1", "certificates_leaves")
+    ] == ["etcd"]
+
+
 def test_members_of_etcd_know_each_other_by_a_name_that_no_other_leaf_has(make_inventory: Callable[..., Path]) -> None:
     made = site(make_inventory)
     for host in made.hosts:
@@ -87,8 +96,7 @@ def test_patroni_is_told_what_postgres_is_told(make_inventory: Callable[..., Pat
 
 
 def test_nothing_of_it_is_there_unasked(make_inventory: Callable[..., Path]) -> None:
-    groups = {name: hosts for name, hosts in GROUPS.items() if name != "etcd"}
-    made = Environment(make_inventory(groups, SITE, hosts=HOSTS))
+    made = Environment(make_inventory(GROUPS, SITE, hosts=HOSTS))
     for host in made.hosts:
         assert not {2379, 2380, 8008} & {str(rule["port"]) for rule in made.value(host, "firewall_allow")}
         assert "etcd" not in {leaf["name"] for leaf in made.value(host, "certificates_leaves")}
@@ -149,15 +157,18 @@ def test_automatic_failover_that_could_not_be_is_refused_in_one_sentence(
 
 def test_automatic_failover_is_accepted_with_three_votes_or_five(make_inventory: Callable[..., Path]) -> None:
     assert inventory_problems(make_inventory(GROUPS, AUTOMATIC, hosts=HOSTS)) == []
-    votes = {"etcd": list("abcde"), "database": ["a", "b"]}
+    votes = {"etcd": list("abcde"), "database": ["a", "b"], "site": list("abcde")}
     assert preflight.failover_problems(votes, True, {}, [], 0) == []
     [problem] = preflight.failover_problems(votes, True, {"a": "2001:db8::1"}, [], 0)
     assert "a has an IPv6 address" in problem
 
 
-def test_votes_come_with_the_stage_of_replicas() -> None:
-    [problem] = preflight.stage_problems(GROUPS, {**preflight.GROUP_STAGES, **preflight.CHOSEN_STAGES}, 4)
-    assert "hosts in etcd, which stage 4 does not run" in problem
+def test_a_group_etcd_of_ones_own_is_left_alone(make_inventory: Callable[..., Path]) -> None:
+    groups = {"web": ["web1"], "database": ["db1"], "etcd": ["other"]}
+    inventory = make_inventory(groups, SITE, hosts=HOSTS, outside=("etcd",))
+    assert inventory_problems(inventory) == []
+    [problem, *_] = preflight.failover_problems({**GROUPS, "site": ["web1", "cache1", "db1", "db2"]}, True, {}, [], 0)
+    assert "backup1 in group etcd does not belong to the group site. List etcd under site's children" in problem
 
 
 def test_preflight_and_the_role_agree_on_what_is_patronis() -> None:

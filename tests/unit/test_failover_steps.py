@@ -28,7 +28,7 @@ HOSTS = {host: {**HERE, "host_address": f"198.18.9.{n}", "ansible_become": False
 ROLES = {
     "postgres": ["main", "status", "step_down", "take_over", "rewind", "follow"],
     "patroni": ["main", "status", "join", "move", "adopt", "loosen", "hand_back", "leave", "switchover"],
-    "etcd": ["status"], "pgbouncer": ["pause", "resume"], "haproxy": ["drain", "readmit"], "django": ["unlock", "lock"],
+    "etcd": ["status"], "firewall": ["main"], "pgbouncer": ["pause", "resume"], "haproxy": ["drain", "readmit"], "django": ["unlock"],
 }  # fmt: skip
 FACTS = {
     "postgres/status": {"postgres_status": "{{ answers[inventory_hostname] }}"},
@@ -113,9 +113,9 @@ def without_reads(host: str, step: str) -> list[str]:
 
 def test_clients_are_held_only_while_patroni_starts_the_primary_anew(run: Callable[..., tuple[list[str], str]]) -> None:
     steps, said = run("patroni-adopt", led(WELL))
-    assert steps[:2] == ["patroni/main db1", "patroni/main db2"]
+    assert steps[:4] == ["firewall/main db1", "firewall/main db2", "patroni/main db1", "patroni/main db2"]
     assert steps[-2:] == ["postgres/main db1 patroni", "postgres/main db2 patroni"]
-    assert steps[2:-2] == [
+    assert steps[4:-2] == [
         "patroni/join db1",
         *HOLD,
         "patroni/move db1",
@@ -129,9 +129,9 @@ def test_an_adoption_that_was_cut_off_takes_what_is_left_and_a_finished_one_noth
     run: Callable[..., tuple[list[str], str]],
 ) -> None:
     steps, _ = run("patroni-adopt", led(WELL, "db1"))
-    assert steps[2:-2] == without_reads("db2", "patroni/adopt db2")
+    assert steps[4:-2] == without_reads("db2", "patroni/adopt db2")
     steps, said = run("patroni-adopt", led(WELL, "db1", "db2"))
-    assert len(steps) == 4 and "Patroni leads all of them already" in said
+    assert len(steps) == 6 and "Patroni leads all of them already" in said
 
 
 def test_the_database_is_given_back_with_the_primary_that_it_has(run: Callable[..., tuple[list[str], str]]) -> None:
