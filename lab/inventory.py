@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,15 @@ def read_hosts(path: Path) -> dict[str, list[str]]:
     return hosts
 
 
-def reach(addresses: dict[str, str]) -> dict[str, Any]:
-    """A second inventory source: where the hosts are."""
-    return {"all": {"hosts": {host: {"ansible_host": address} for host, address in addresses.items()}}}
+def reach(addresses: dict[str, str], voters: Sequence[str] = ()) -> dict[str, Any]:
+    """A second inventory source: where the hosts are, and which of them a drill has made etcd's."""
+    found: dict[str, Any] = {"all": {"hosts": {host: {"ansible_host": address} for host, address in addresses.items()}}}
+    if voters:
+        found["site"] = {"children": {"etcd": {"hosts": dict.fromkeys(voters, {})}}}
+    return found
 
 
-def settings(folder: Path, control_folder: Path) -> dict[str, Any]:
+def settings(folder: Path, control_folder: Path, automatic: bool = False) -> dict[str, Any]:
     """What holds for every host of one lab: how to log in, and where this lab keeps its secrets.
 
     For a group_vars file beside the second source: variables inside an inventory file lose to the kit's group_vars/all.
@@ -74,6 +78,7 @@ def settings(folder: Path, control_folder: Path) -> dict[str, Any]:
         "site_secrets_dir": str(folder / "secrets"),
         "site_artifacts_dir": str(folder / "artifacts"),
         "host_memory_mb": HOST_MEMORY_MB,
+        **({"site_database_failover": "automatic"} if automatic else {}),
     }
 
 

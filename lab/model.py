@@ -24,12 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class State:
-    """What a lab remembers: its subnet, the hosts' Debian, the highest stage that was run, the hosts' addresses."""
+    """What a lab remembers: its subnet, the hosts' Debian, the highest stage that was run, the hosts' addresses, and on which
+    of them Patroni votes (none: nobody replaces a lost primary by himself)."""
 
     subnet: str = ""
     debian: str = ""
     stage: int = 0
     addresses: dict[str, str] = field(default_factory=dict)
+    voters: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ class Lab:
 
     def write_inventory(self, addresses: dict[str, str]) -> None:
         """Write the lab's own inventory source and what holds for all its hosts."""
-        write_yaml(self.hosts_file, inventory.reach(addresses))
-        write_yaml(self.folder / "group_vars/site.yml", inventory.settings(self.folder, self.control_folder))
+        voters = self.load().voters
+        write_yaml(self.hosts_file, inventory.reach(addresses, voters))
+        settings = inventory.settings(self.folder, self.control_folder, automatic=bool(voters))
+        write_yaml(self.folder / "group_vars/site.yml", settings)
 
     def ssh_command(self, host: str) -> list[str]:
         """The command that logs in to a host; raises MachineError for one that the lab does not have."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import ansible, commands, database_drills, hosts, inventory, picture
+from lab import ansible, commands, database_drills, hosts, inventory, patroni_drills, picture
 from lab.machine import MachineError, tail
 from lab.model import Lab
 from lab.report import console, duration, step, table
@@ -36,6 +36,11 @@ PLAYS = (
     "Hold",
     "Fence",
     "Promote",
+    "Join",
+    "Move",
+    "Replicas by Patroni",
+    "Replicas given back",
+    "The primary given back",
     "Go on",
     "Replicas of the new primary",
     "Broker",
@@ -255,6 +260,7 @@ class Drill:
     allowed: Callable[[Report, int], str]
     group: str = "web"
     hosts: int = 1
+    asked: bool = False  # left out of `all`
 
 
 def nothing_failed(summed: Report, _web_hosts: int) -> str:
@@ -538,6 +544,62 @@ DRILLS = {
         nothing_failed,
         "backup",
     ),
+    "patroni-adopt": Drill(
+        "Patroni takes over the running database; no visit fails, and a stage run afterwards disturbs nobody",
+        patroni_drills.adopt,
+        nothing_failed,
+        "database",
+        2,
+        asked=True,
+    ),
+    "patroni-switchover": Drill(
+        "with Patroni, a replica takes over and gives back; no visit fails, and a stage run in between takes whoever leads",
+        patroni_drills.switchover,
+        nothing_failed,
+        "database",
+        2,
+        asked=True,
+    ),
+    "patroni-kill-primary": Drill(
+        "with Patroni, the primary's host loses power: writes go on by themselves within 30 s, nothing is lost, it rejoins by itself",
+        patroni_drills.kill_primary,
+        at_most(30),
+        "database",
+        2,
+        asked=True,
+    ),
+    "patroni-cut-primary": Drill(
+        "with Patroni, the primary is cut off: it acknowledges nothing, writes go on elsewhere within 30 s, it rejoins by itself",
+        patroni_drills.cut_primary,
+        at_most(30),
+        "database",
+        2,
+        asked=True,
+    ),
+    "patroni-freeze": Drill(
+        "Patroni hangs on the primary: nothing is lost",
+        patroni_drills.freeze,
+        at_most(30),
+        "database",
+        2,
+        asked=True,
+    ),
+    "patroni-etcd-minority": Drill(
+        "one member of etcd after the other is away; no visit fails",
+        patroni_drills.etcd_minority,
+        nothing_failed,
+        "database",
+        2,
+        asked=True,
+    ),
+    "patroni-leave": Drill(
+        "Patroni gives the database back; no visit fails",
+        patroni_drills.leave,
+        nothing_failed,
+        "database",
+        2,
+        asked=True,
+    ),
     "reboot-all": Drill("all hosts lose power; the site serves again within 60 s", reboot_all, at_most(60)),
 }
 
@@ -545,7 +607,7 @@ DRILLS = {
 def drill(lab: Lab, name: str, rate: float) -> int:
     """Run one drill, or all of them; gives 1 when a promise was broken."""
     chosen = (
-        [one for one, item in DRILLS.items() if len(in_group(lab, item.group)) >= item.hosts]
+        [one for one, item in DRILLS.items() if not item.asked and len(in_group(lab, item.group)) >= item.hosts]
         if name == "all"
         else [name]
     )

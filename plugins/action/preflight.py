@@ -33,6 +33,13 @@ GROUP_STAGES = {
     "edge": 4,
 }  # the stage that a group's layer comes with; those of stage 1 are always run
 REPLICA_STAGE = 5  # the first with more than one host in database
+VOTERS = (3, 5)  # of which one may be lost, or two; any other number outlives no more
+# What Patroni decides for all members, as roles/postgres leaves it out of its files.
+PATRONIS = {
+    "listen_addresses", "port", "cluster_name", "wal_level", "hot_standby", "max_connections", "max_wal_senders", "wal_keep_size",
+    "max_prepared_transactions", "max_locks_per_transaction", "track_commit_timestamp", "max_replication_slots",
+    "max_worker_processes", "wal_log_hints", "primary_conninfo", "primary_slot_name", "synchronous_standby_names",
+}  # fmt: skip
 NOTICED_SECONDS = 2  # until HAProxy has seen that a replica is behind
 KIT_GROUPS = {"web", "database", "backup", *GROUP_STAGES}
 DISTRIBUTIONS = {"Debian": ("12", "13")}
@@ -381,6 +388,38 @@ def primary_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[st
     ]
 
 
+def failover_problems(
+    groups: Mapping[str, list[str]], pooler: bool, addresses: Mapping[str, str], own: Iterable[str], synchronous: int
+) -> list[str]:
+    """Why site_database_failover cannot be automatic; `own` are the names in postgres_settings."""
+    votes, databases = groups.get("etcd") or [], groups.get("database") or []
+    problems = []
+    if len(votes) not in VOTERS:
+        problems.append(
+            f"the group etcd has {listed(votes) or 'no host'}, and Patroni votes on three hosts, of which one may be lost, or on five. "
+            "They may be hosts of other groups too"
+        )
+    if outside := set(votes) - set(groups.get("site") or []):
+        problems.append(
+            f"{listed(outside)} in group etcd does not belong to the group site. List etcd under site's children"
+        )
+    if len(databases) < 2:
+        problems.append(
+            f"the group database has {listed(databases) or 'no host'}, and nobody could take its place. Add a replica"
+        )
+    if not pooler:
+        problems.append("site_pooler is false, and the site would not find the new primary. Take it out")
+    if odd := sorted(host for host in {*votes, *databases} if ":" in addresses.get(host, "")):
+        problems.append(f"{listed(odd)} has an IPv6 address as host_address. Give it a name or an IPv4 address there")
+    if theirs := PATRONIS & set(own):
+        problems.append(f"postgres_settings has {listed(theirs)}, which Patroni decides. Use patroni_parameters")
+    if synchronous:
+        problems.append(
+            f"postgres_synchronous_replicas is {synchronous}, and Patroni decides for whom commits wait (patroni_synchronous). Take it out"
+        )
+    return [f"site_database_failover is automatic, but {problem}. Or set it to manual." for problem in problems]
+
+
 def replica_stage_problems(groups: Mapping[str, list[str]], stage: int) -> list[str]:
     """The sentence for several hosts of the database where no stage makes replicas of them."""
     hosts = groups.get("database") or []
@@ -489,7 +528,9 @@ class ActionModule(ActionBase):
             refuse(["No inventory was read, or it has no host. Say which: -i inventories/<env>."])
         problems = misspelt_problems(groups)
         problems += group_problems(
-            groups, needed, self._task.args.get("kit_groups") or sorted({*needed, "backup", *GROUP_STAGES})
+            groups,
+            needed,
+            self._task.args.get("kit_groups") or sorted({*needed, "backup", *GROUP_STAGES}),
         )
         problems += single_problems(groups)
         if stage := self._task.args.get("stage"):
@@ -576,6 +617,7 @@ class ActionModule(ActionBase):
             problems += virtual_address_problems(groups, self._value(hostvars, hosts[0], "site_virtual_address")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
             problems += primary_host_problems(self._value(hostvars, hosts[0], "site_database_primary")[0], groups)
+            problems += self._failover(hostvars, groups)
             seconds = (
                 self._value(hostvars, hosts[0], f"site_{name}_seconds")[0]
                 for name in ("read_own_writes", "replica_lag")
@@ -585,6 +627,16 @@ class ActionModule(ActionBase):
             urls = (self._value(hostvars, hosts[0], f"site_{kind}_url")[0] for kind in ("static", "media"))
             problems += values.url_problems(*urls)
         return problems
+
+    def _failover(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
+        first = next(iter(groups.get("database") or hostvars))
+        if self._value(hostvars, first, "site_database_failover")[0] != "automatic":
+            return []
+        pooler = bool(self._value(hostvars, first, "site_pooler")[0])
+        addresses = {host: str(self._value(hostvars, host, "host_address")[0]) for host in hostvars}
+        own = self._value(hostvars, first, "postgres_settings")[0] or {}
+        synchronous = int(self._value(hostvars, first, "postgres_synchronous_replicas")[0] or 0)
+        return failover_problems(groups, pooler, addresses, own, synchronous)
 
     def _meaning(
         self, name: str, value: Any, host: Mapping[str, Any], groups: Mapping[str, list[str]], version: str

@@ -1,7 +1,7 @@
 """Who is primary, judged from what the hosts of `database` answered (role postgres, tasks_from: status).
 
-`primary: {part: agree, to: db1}` refuses when the hosts say something else than the inventory (`to`); `switchover`, `failover` and
-`rejoin` refuse what cannot be done, and return who is concerned. Nothing is asked or changed here.
+`primary: {part: agree, to: db1}` refuses when the hosts say something else than the inventory (`to`); `switchover`, `failover`, `rejoin`,
+`adopt` and `leave` refuse what cannot be done, and return who is concerned. Nothing is asked or changed here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 CLOSE_BYTES = 16 * 1024 * 1024  # one WAL file: further behind, and a switchover would keep people waiting
+PATRONICTL = "sudo patronictl -c /etc/patroni/config.yml"
 Found = Mapping[str, Mapping[str, Any]]
 
 
@@ -30,6 +31,11 @@ def running(found: Found, role: str) -> list[str]:
     return [host for host, one in found.items() if one["running"] and one["role"] == role]
 
 
+def led(found: Found) -> list[str]:
+    """The hosts whose PostgreSQL is Patroni's to start, stop and promote."""
+    return [host for host, one in found.items() if one.get("manager") == "patroni"]
+
+
 def two_primaries(found: Found) -> list[str]:
     primaries = running(found, "primary")
     if len(primaries) < 2:
@@ -41,9 +47,36 @@ def two_primaries(found: Found) -> list[str]:
     ]
 
 
-def disagreements(found: Found, wanted: str) -> list[str]:
+def led_problems(found: Found) -> list[str]:
+    """Why nothing should be done to members that Patroni leads: it is about to decide, or cannot."""
+    primaries, patronis = running(found, "primary"), led(found)
+    look = f"`{PATRONICTL} list` there and the journal of patroni.service say more."
+    if len(primaries) > 1:
+        return [f"{named(primaries)} each say that they are the primary, and Patroni leads {named(patronis)}. {look}"]
+    if not primaries:
+        return [
+            f"There is no primary that runs, and Patroni, which leads {named(patronis)}, makes one by itself as soon as it can. {look}"
+        ]
+    if primaries[0] not in patronis:
+        return [f"{primaries[0]} is the primary, and Patroni leads {named(patronis)} but not that one. {look}"]
+    empty = [host for host, one in found.items() if one["role"] == "none"]
+    return [
+        f"{host} has no data, and who is led by Patroni is copied by nobody else. Run playbooks/patroni-leave.yml, then the stage's "
+        "playbook, which copies it, then playbooks/patroni-adopt.yml."
+        for host in empty
+    ]
+
+
+def disagreements(found: Found, wanted: str, automatic: bool = False) -> list[str]:
     """Why a stage run must not go on: the sentences; `wanted` is the inventory's primary."""
     primaries = running(found, "primary")
+    if patronis := led(found):
+        if automatic:
+            return led_problems(found)
+        return [
+            f"Patroni leads {named(patronis)}, and site_database_failover is manual. Set site_database_failover: automatic in "
+            "group_vars/site.yml, or have Patroni give the database back with playbooks/patroni-leave.yml."
+        ]
     if len(primaries) > 1:
         return two_primaries(found)
     if primaries and primaries != [wanted]:
@@ -80,6 +113,9 @@ def switchover_problems(found: Found, to: str, slots: list[str]) -> list[str]:
         return [f"Say which replica becomes the primary: -e to=<one of {known}>."]
     if to not in found:
         return [f"to is {to}, and the group database has {known}. Name one of them."]
+    patronis = led(found)
+    if patronis and (problems := led_problems(found)):
+        return problems
     primaries = running(found, "primary")
     if len(primaries) > 1:
         return two_primaries(found)
@@ -99,7 +135,8 @@ def switchover_problems(found: Found, to: str, slots: list[str]) -> list[str]:
         )
     if one["replay_paused"]:
         problems.append(f"On {to} replay is paused. Let it go on: select pg_wal_replay_resume().")
-    missing = sorted(set(slots) - {slot["name"] for slot in one["slots"]})
+    # Patroni makes its own when it needs them.
+    missing = [] if patronis else sorted(set(slots) - {slot["name"] for slot in one["slots"]})
     if missing:
         problems.append(
             f"{to} keeps no replication slot for {named(missing)}. Run the stage's playbook, which makes it."
@@ -113,8 +150,55 @@ def most_advanced(found: Found) -> str:
     return max(replicas, key=lambda host: (found[host]["timeline"], position(found[host]["lsn"])), default="")
 
 
+def candidate_problems(status: Mapping[str, Any], name: str) -> list[str]:
+    """Why Patroni would not have a member lead; `status` is what etcd has of the cluster."""
+    if not status["reached"]:
+        return [f"etcd could not be asked: {status['words']}."]
+    if status["paused"]:
+        return [f"Patroni is paused. `{PATRONICTL} resume` ends that."]
+    if status["synchronous_mode"] and name not in status["synchronous"]:
+        return [
+            f"{name} is not the synchronous replica ({named(status['synchronous']) or 'there is none'}), and may lack the last commits. "
+            "Wait until it is, or name that one."
+        ]
+    return []
+
+
+def adopt_problems(found: Found, automatic: bool) -> list[str]:
+    """Why Patroni cannot take the members over, or those that are left of them."""
+    if not automatic:
+        return [
+            "site_database_failover is manual. Set site_database_failover: automatic in group_vars/site.yml, with three hosts in the group "
+            "etcd, and run the stage's playbook, which readies them; then run this."
+        ]
+    if led(found):
+        return led_problems(found)
+    primaries = running(found, "primary")
+    if len(primaries) != 1:
+        return two_primaries(found) or ["There is no primary that runs, and Patroni takes over one that serves."]
+    return [
+        f"{host} is {words(one)}, and Patroni takes over replicas that follow {primaries[0]}. Run the stage's playbook, or "
+        f"playbooks/rejoin.yml -e host={host}."
+        for host, one in found.items()
+        if host != primaries[0] and (one["role"] != "replica" or one["upstream"].get("state") != "streaming")
+    ]
+
+
+def leave_problems(found: Found) -> list[str]:
+    """Why Patroni cannot give the members back."""
+    patronis = led(found)
+    if not patronis:
+        return ["Patroni leads no host of the group database, so there is nothing to give back."]
+    return [problem for problem in led_problems(found) if "has no data" not in problem]
+
+
 def failover_problems(found: Found, to: str) -> list[str]:
     """Why no replica can be promoted; `found` has only the hosts that answered."""
+    if patronis := led(found):
+        return [
+            f"Patroni leads {named(patronis)} and puts a replica in the place of a primary that is lost by itself, within half a minute. "
+            "playbooks/replica-status.yml says how it is, docs/operations/automatic-failover.md what to do when it does not."
+        ]
     if primaries := running(found, "primary"):
         return two_primaries(found) or [
             f"{primaries[0]} runs and is the primary, so nothing failed. playbooks/switchover.yml moves it; if it has to go at once, "
@@ -137,6 +221,11 @@ def failover_problems(found: Found, to: str) -> list[str]:
 
 def rejoin_problems(found: Found, host: str) -> list[str]:
     """Why `host` cannot become a replica of the primary there is."""
+    if patronis := led(found):
+        return [
+            f"Patroni leads {named(patronis)}: a former primary becomes a replica by itself when patroni.service runs there. One that "
+            f"cannot is copied anew with `{PATRONICTL} reinit <site_name> <member>`, as docs/operations/automatic-failover.md says."
+        ]
     known = ", ".join(found)
     if host not in found:
         return [
@@ -160,6 +249,24 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     raise AssertionError
+
+
+def patroni_report(statuses: Found) -> tuple[list[str], list[str]]:
+    """A line about Patroni's cluster, and the sentences for what keeps it from acting; `statuses` has each member's answer."""
+    problems = [f"{host} cannot ask etcd: {one['words']}." for host, one in statuses.items() if not one["reached"]]
+    one = next((one for one in statuses.values() if one["reached"]), None)
+    if one is None:
+        return [], problems
+    if one["paused"]:
+        problems.append(f"Patroni is paused, and nobody takes a lost primary's place. `{PATRONICTL} resume` ends that.")
+    if not one["leader"]:
+        problems.append("Nobody leads in Patroni.")
+    if one["synchronous_mode"] and not one["synchronous"]:
+        problems.append("No replica is synchronous, so that nobody could take a lost primary's place.")
+    silent = sorted(item["name"] for item in one["members"] if item["state"] not in ("running", "streaming"))
+    problems += [f"Patroni says that {name} neither leads nor follows." for name in silent]
+    there = f"{one['leader'] or 'nobody'} leads, {named(one['synchronous']) or 'nobody'} could take its place"
+    return [f"Patroni: {there}."], problems
 
 
 def report(found: Found, away: list[str], most_seconds: float) -> tuple[list[str], list[str]]:
@@ -211,17 +318,26 @@ class ActionModule(ActionBase):
         hosts = list(known["groups"].get("database") or [])
         hostvars = {host: known["hostvars"][host] for host in hosts}
         found = {host: values["postgres_status"] for host, values in hostvars.items() if "postgres_status" in values}
+        patroni = {host: values["patroni_status"] for host, values in hostvars.items() if "patroni_status" in values}
         away = [host for host in hosts if host not in found]
         wanted = str(self._task.args.get("to") or "")
         part = self._task.args.get("part")
         if part == "report":
             lines, problems = report(found, away, float(self._task.args["lag_seconds"]))
-            return {**result, "changed": False, "lines": lines, "problems": problems}
+            led_lines, led_words = patroni_report(patroni)
+            return {**result, "changed": False, "lines": lines + led_lines, "problems": problems + led_words}
+        automatic = bool(self._task.args.get("automatic"))
         if part == "agree":
-            problems = disagreements(found, wanted)
+            problems = disagreements(found, wanted, automatic)
+        elif part == "adopt":
+            problems = adopt_problems(found, automatic)
+        elif part == "leave":
+            problems = leave_problems(found)
         elif part == "switchover":
             names = dict(zip(hosts, self._task.args["names"], strict=True))
             problems = switchover_problems(found, wanted, [name for host, name in names.items() if host != wanted])
+            if not problems and (status := patroni.get(wanted)):
+                problems = candidate_problems(status, names[wanted])
         elif part == "failover":
             problems = failover_problems(found, wanted)
         elif part == "rejoin":
@@ -236,5 +352,8 @@ class ActionModule(ActionBase):
             primary=next(iter(running(rest, "primary")), ""),
             to=wanted or most_advanced(found),
             away=away,
+            led=led(found),
+            unled_primary=[host for host in running(found, "primary") if host not in led(found)],
+            unled_replicas=[host for host in running(found, "replica") if host not in led(found)],
         )
         return result

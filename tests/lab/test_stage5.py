@@ -191,3 +191,14 @@ def test_primary_that_dies_costs_what_was_said_and_comes_back_as_a_replica(grown
 def test_replica_that_does_not_keep_up_gets_no_reads(grown):
     lab, _ = grown
     assert drilled(lab, "replica-lag")["failed"] == 0
+
+
+@pytest.mark.long
+def test_patroni_takes_over_replaces_what_is_lost_and_gives_back(grown):
+    lab, _ = grown
+    assert drilled(lab, "patroni-adopt")["failed"] == 0
+    for name in ("switchover", "kill-primary", "cut-primary", "freeze", "etcd-minority"):
+        report = drilled(lab, f"patroni-{name}")
+        assert report["lost"] == report["doubled"] == 0, (name, report)
+    assert drilled(lab, "patroni-leave")["failed"] == 0
+    assert "Primary: db1. Reads: db2" in lab.ssh("web1", "sudo /etc/pgbouncer-shop/control status").stdout

@@ -574,7 +574,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
              for path in ROOT.glob("roles/*/meta/argument_specs.yml")}  # fmt: skip
     unknown = []
     for name in {**wired("base"), **wired("database"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
-                 **wired("workers"), **wired("backup"), **wired("uploads")}:  # fmt: skip
+                 **wired("workers"), **wired("backup"), **wired("uploads"), **wired("etcd"), **wired("patroni")}:  # fmt: skip
         owner = next((role for role in specs if name.startswith(f"{role}_")), None)
         options = {option for entry in specs.get(owner, {}).values() for option in entry.get("options") or {}}
         if owner and name not in options and not name.endswith("_by_group"):
@@ -584,7 +584,7 @@ def test_wiring_sets_only_what_a_role_or_a_setting_knows() -> None:
 
 def test_wiring_gives_every_required_variable_of_the_roles_that_layers_use() -> None:
     given = {**wired("base"), **wired("database"), **wired("backup"), **wired("cache"), **wired("media"), **wired("web"), **wired("edge"),
-             **wired("workers"), **wired("pooler"), **wired("uploads")}  # fmt: skip
+             **wired("workers"), **wired("pooler"), **wired("uploads"), **wired("etcd"), **wired("patroni")}  # fmt: skip
     # An instance of a role that can be applied twice on a host gets its own variables where it is applied.
     given_by_layers = {
         name

@@ -25,6 +25,14 @@ def read(path):
         return None
 
 
+def text_of(path):
+    """A file's text, empty where it cannot be read."""
+    try:
+        return read(path) or ""
+    except OSError:
+        return ""
+
+
 def write(path, text, mode=0o644):
     """Replace a file atomically and durably; its folder is made."""
     os.makedirs(os.path.dirname(path), exist_ok=True)

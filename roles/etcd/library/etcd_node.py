@@ -40,37 +40,18 @@ import grp
 import os
 import ssl
 import stat
-import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.etcd_api import Api, Refused, Unreachable, identity, wal_identity
+from ansible.module_utils.etcd_api import Api, Unreachable, identity, wal_identity
+from ansible.module_utils.stepladder_units import Refused, journal, systemctl, text_of
 
 UNIT = "etcd.service"
 PROPERTIES = "ActiveState,SubState,ExecMainStartTimestamp,MainPID"
 
 
-def read(path):
-    try:
-        with open(path) as handle:
-            return handle.read()
-    except OSError:
-        return ""
-
-
-def systemctl(*words):
-    done = subprocess.run(
-        ("systemctl", "--no-ask-password", *words),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip()
-
-
-def journal():
-    done = subprocess.run(
-        ("journalctl", "--no-pager", "-n", "8", "-o", "cat", "-u", UNIT), capture_output=True, text=True
-    )
-    return done.stdout.strip()[-2000:]
+def last_lines():
+    return journal(UNIT, 0, 8)[-2000:]
 
 
 def unit():
@@ -152,7 +133,7 @@ class Node:
                     raise Refused(
                         "etcd: %s does not answer as one of a quorum after %d s; of %s answer: %s. It goes on trying. A first start"
                         " needs most members at once (not one after the other). Its last lines:\n%s"
-                        % (self.member, seconds, ", ".join(self.hosts), ", ".join(there) or "none", journal())
+                        % (self.member, seconds, ", ".join(self.hosts), ", ".join(there) or "none", last_lines())
                     )
                 time.sleep(0.3)
         finally:
@@ -163,7 +144,7 @@ class Node:
     def note(self):
         """Remember outside of the data that this host has been a member."""
         text = "member %s of cluster %s\n" % wal_identity(self.data)
-        if read(self.marker) != text:
+        if text_of(self.marker) != text:
             with open(self.marker, "w") as out:
                 out.write(text)
 
@@ -191,7 +172,7 @@ def look(node):
     members = node.listed([own, *others])
     listed = [item for item in members if node.peer(node.member) in item.get("peerURLs", [])]
     # The program that runs, when its data is elsewhere: not this role's.
-    environment = read("/proc/%s/environ" % now.get("MainPID", "0")) if running else ""
+    environment = text_of("/proc/%s/environ" % now.get("MainPID", "0")) if running else ""
     where = [line.split("=", 1)[1] for line in environment.split("\0") if line.startswith("ETCD_DATA_DIR=")]
     files = [place["certificate"], place["key"], place["ca"]]
     problem = ""
@@ -204,7 +185,7 @@ def look(node):
     return {
         "installed": os.path.exists("/usr/bin/etcd"), "running": running, "healthy": own["healthy"],
         "has_data": node.has_data(), "member_id": member_id, "cluster_id": cluster_id, "others": others,
-        "marker": read(node.marker).strip(), "listed": sorted(node.named(item) for item in members),
+        "marker": text_of(node.marker).strip(), "listed": sorted(node.named(item) for item in members),
         "awaited": bool(listed) and not listed[0].get("clientURLs"),
         "foreign": where[-1] if where and where[-1] != node.data else "",
         "unreadable": unreadable(files, place["tls_group"]), "tls_problem": problem,
@@ -280,9 +261,9 @@ def restart(node, seconds):
             "etcd: %s waits for a restart (its new configuration is written), and %s does not serve, so that the cluster might lose its"
             " quorum. Mend that first, then run this again." % (node.member, ", ".join(away))
         )
-    code, output = systemctl("restart", UNIT)
+    code, output = systemctl("restart", UNIT, timeout=None)
     if code:
-        raise Refused("etcd: %s did not restart: %s. Its last lines:\n%s" % (UNIT, output, journal()))
+        raise Refused("etcd: %s did not restart: %s. Its last lines:\n%s" % (UNIT, output, last_lines()))
     node.wait(seconds)
 
 

@@ -10,10 +10,6 @@ import ssl
 import struct
 
 
-class Refused(Exception):
-    """What keeps something from being done; its text is the sentence for the operator."""
-
-
 class Unreachable(Exception):
     """Why a member gave no answer, in words."""
 

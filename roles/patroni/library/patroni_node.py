@@ -43,6 +43,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.patroni_etcd import Etcd, Unreachable, cluster, differences
+from ansible.module_utils.stepladder_units import Refused, journal, systemctl, text_of
 
 UNIT, FILE = "patroni.service", "/etc/patroni/config.yml"
 PROPERTIES = "ActiveState,UnitFileState,StateChangeTimestamp,ExecMainStartTimestamp"
@@ -62,33 +63,6 @@ REWIND = (
     "pg_ls_dir(text, boolean, boolean)", "pg_stat_file(text, boolean)", "pg_read_binary_file(text)",
     "pg_read_binary_file(text, bigint, bigint, boolean)",
 )  # fmt: skip
-
-
-class Refused(Exception):
-    """What keeps a step from being done; its text is the sentence for the operator."""
-
-
-def read(path):
-    try:
-        with open(path) as handle:
-            return handle.read()
-    except OSError:
-        return ""
-
-
-def systemctl(*words):
-    done = subprocess.run(
-        ("systemctl", "--no-ask-password", *words),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip()
-
-
-def journal(unit):
-    done = subprocess.run(
-        ("journalctl", "--no-pager", "-n", "8", "-o", "cat", "-u", unit), capture_output=True, text=True
-    )
-    return done.stdout.strip()[-2000:]
 
 
 def as_postgres(*command, text=None, timeout=60):
@@ -116,7 +90,7 @@ class Member:
     def __init__(self, place):
         self.place, self.name, self.scope = place, place["member"], place["scope"]
         self.configuration = "/etc/postgresql/%(version)s/%(cluster)s" % place
-        named = re.findall(r"(?m)^\s*data_directory\s*=\s*'([^']+)'", read(self.configuration + "/postgresql.conf"))
+        named = re.findall(r"(?m)^\s*data_directory\s*=\s*'([^']+)'", text_of(self.configuration + "/postgresql.conf"))
         self.data = named[-1] if named else "/var/lib/postgresql/%(version)s/%(cluster)s" % place
         self.binaries = "/usr/lib/postgresql/%s/bin" % place["version"]
         self.unit = "postgresql@%(version)s-%(cluster)s.service" % place
@@ -127,15 +101,15 @@ class Member:
 
     def postmaster(self):
         """(process, port, socket directory) of the running server; None where none runs."""
-        lines = read(os.path.join(self.data, "postmaster.pid")).splitlines()
-        if len(lines) < 5 or not lines[3].isdigit() or "postgres" not in read("/proc/%s/cmdline" % lines[0]):
+        lines = text_of(os.path.join(self.data, "postmaster.pid")).splitlines()
+        if len(lines) < 5 or not lines[3].isdigit() or "postgres" not in text_of("/proc/%s/cmdline" % lines[0]):
             return None
         return lines[0], lines[3], lines[4]
 
     def led(self):
         """Whether the running server was started by Patroni."""
         found = self.postmaster()
-        return found is not None and "%s/patroni.conf" % self.configuration in read("/proc/%s/cmdline" % found[0])
+        return found is not None and "%s/patroni.conf" % self.configuration in text_of("/proc/%s/cmdline" % found[0])
 
     def sql(self, text):
         found = self.postmaster()
@@ -203,7 +177,7 @@ class Member:
     # Debian's scripts
 
     def start_mode(self):
-        lines = [line.split("#")[0].strip() for line in read(self.configuration + "/start.conf").splitlines()]
+        lines = [line.split("#")[0].strip() for line in text_of(self.configuration + "/start.conf").splitlines()]
         return next((line for line in lines if line), "auto")
 
     def set_start(self, mode, why):
@@ -276,7 +250,8 @@ class Member:
                 pass
             if time.monotonic() > end:
                 raise Refused(
-                    "patroni: after %d s %s. The last lines of %s:\n%s" % (seconds, words, UNIT, journal(UNIT))
+                    "patroni: after %d s %s. The last lines of %s:\n%s"
+                    % (seconds, words, UNIT, journal(UNIT, 0, 8)[-2000:])
                 )
             time.sleep(0.3)
 
@@ -287,7 +262,7 @@ def served_is_old(place):
         shown = ssl.get_server_certificate((place["host"], int(place["api_port"])), timeout=3)
     except (OSError, ssl.SSLError, ValueError):
         return False
-    first = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", read(place["certificate"]), re.S)
+    first = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text_of(place["certificate"]), re.S)
     return first is not None and ssl.PEM_cert_to_DER_cert(first.group()) != ssl.PEM_cert_to_DER_cert(shown)
 
 
@@ -319,7 +294,7 @@ def look(node, user):
     newest = max([os.stat(path).st_mtime for path in place["files"] if os.path.exists(path)] or [0])
     sandbox = os.stat(place["drop_in"]).st_mtime if os.path.exists(place["drop_in"]) else 0
     return {
-        "configured": configured, "data_directory": node.data, "data_version": read(node.data + "/PG_VERSION").strip(),
+        "configured": configured, "data_directory": node.data, "data_version": text_of(node.data + "/PG_VERSION").strip(),
         "system_identifier": node.system_identifier(), "role": role, "running": running, "led": node.led(), "active": active,
         "adopted": adopted, "start": node.start_mode(), "etcd": found, "state": node.here(found).get("state", ""),
         "unreadable": missing + denied, "tls_problem": problem if not missing else "", "account": account,
@@ -457,9 +432,9 @@ def hand_back(node, seconds):
             unlink("%s/%s" % (node.configuration, name))
         unlink(node.data + "/patroni.dynamic.json")
         node.let_systemd_again()
-        code, output = systemctl("start", node.unit)
+        code, output = systemctl("start", node.unit, timeout=None)
         if code:
-            raise Refused("patroni: %s did not start: %s\n%s" % (node.unit, output, journal(node.unit)))
+            raise Refused("patroni: %s did not start: %s\n%s" % (node.unit, output, journal(node.unit, 0, 8)[-2000:]))
     node.set_start("auto", "Started at boot, by Debian's own unit.")
     if role == "primary" and not [item for item in found["members"] if item["name"] != node.name]:
         node.etcd().delete_all()

@@ -46,7 +46,18 @@ import os
 from ansible.module_utils import postgres_replication as replication
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.postgres_scram import matches
-from ansible.module_utils.postgres_server import ETC, LIB, Refused, Server, as_postgres, literal, places, read
+from ansible.module_utils.postgres_server import (
+    ETC,
+    LIB,
+    Refused,
+    Server,
+    as_postgres,
+    literal,
+    manager,
+    places,
+    read,
+    start_mode,
+)
 
 FLAGS = {
     "SUPERUSER": "rolsuper", "CREATEDB": "rolcreatedb", "CREATEROLE": "rolcreaterole", "INHERIT": "rolinherit",
@@ -98,22 +109,6 @@ def folders(cluster):
             if os.path.exists(marker):
                 found.setdefault(path.split("/")[-2], {})[kind] = path
     return found
-
-
-def start_mode(configuration):
-    """auto, manual or disabled: what Debian's start.conf says about starting the instance."""
-    lines = [line.split("#")[0].strip() for line in read(os.path.join(configuration, "start.conf")).splitlines()]
-    return next((line for line in lines if line), "auto")
-
-
-def manager(configuration, data, server):
-    """plain or patroni: who starts the instance, by the running server's own arguments, else by Debian's start.conf."""
-    if start_mode(configuration) == "auto":
-        return "plain"  # Patroni keeps Debian's scripts away; without that lock the instance was given back
-    if not server.running:
-        return "patroni" if os.path.exists(os.path.join(configuration, "patroni.conf")) else "plain"
-    process = read(os.path.join(data, "postmaster.pid")).splitlines()[0]
-    return "patroni" if "%s/patroni.conf" % configuration in read("/proc/%s/cmdline" % process) else "plain"
 
 
 def disk_mb(path):

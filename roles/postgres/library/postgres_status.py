@@ -23,7 +23,7 @@ author: Stepladder
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.postgres_replication import hosts_of, role_of
-from ansible.module_utils.postgres_server import Refused, Server, control, places, system_identifier
+from ansible.module_utils.postgres_server import Refused, Server, control, manager, places, system_identifier
 
 # Positions are compared with where this server is: what it has written, or on a replica what it has received.
 SERVER = """
@@ -84,10 +84,11 @@ def synchronous_of(here):
 
 
 def status(version, cluster):
-    data = places(version, cluster)[1]
+    configuration, data = places(version, cluster)
     server = Server(version, data)
     found = {
-        "running": server.running, "role": role_of(data, False, False), "server_version": "", "lsn": "", "replay_lsn": "",
+        "running": server.running, "manager": manager(configuration, data, server), "role": role_of(data, False, False),
+        "server_version": "", "lsn": "", "replay_lsn": "",
         "system_identifier": system_identifier(data), "timeline": 0, "primary_lsn": "", "lag_bytes": None, "lag_seconds": None,
         "replay_paused": False, "upstream": {}, "replicas": [], "slots": [], "data_state": "",
         "synchronous": {"on": False, "names": "", "there": [], "waiting_commits": 0},

@@ -106,3 +106,19 @@ class Server:
 
     def ask(self, database, sql):
         return json.loads(self.run(database, sql))
+
+
+def start_mode(configuration):
+    """auto, manual or disabled: what Debian's start.conf says about starting the instance."""
+    lines = [line.split("#")[0].strip() for line in read(os.path.join(configuration, "start.conf")).splitlines()]
+    return next((line for line in lines if line), "auto")
+
+
+def manager(configuration, data, server):
+    """plain or patroni: who starts the instance, by the running server's own arguments, else by Debian's start.conf."""
+    if start_mode(configuration) == "auto":
+        return "plain"  # Patroni keeps Debian's scripts away; without that lock the instance was given back
+    if not server.running:
+        return "patroni" if os.path.exists(os.path.join(configuration, "patroni.conf")) else "plain"
+    process = read(os.path.join(data, "postmaster.pid")).splitlines()[0]
+    return "patroni" if "%s/patroni.conf" % configuration in read("/proc/%s/cmdline" % process) else "plain"

@@ -1,0 +1,249 @@
+"""Drills of automatic failover: the database is taken over by Patroni, survives by itself, and is given back.
+
+Each leaves db1, the first host, as the primary. Those in the middle need patroni-adopt before them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lab import commands, hosts, inventory
+from lab.database_drills import Members, first_write, go_back, members, on, play, wait_for
+from lab.machine import MachineError
+from lab.model import Lab
+from lab.report import console
+from lab.traffic import Traffic
+
+VOTERS = ("web1", "cache1", "backup1")  # no machine more for them, as a small site has it
+FAILOVER_SECONDS = 30  # until the first write that went well
+REJOIN_SECONDS = 120
+FROZEN_SECONDS = 40  # twice of what makes a silent leader one no more
+DOWN_SECONDS = 15
+# Tries to write for so many seconds on the host itself, and says how often it was told that it had.
+CUT_SECONDS = 35
+WRITE_ALONE = f"""
+cd /; end=$((SECONDS + {CUT_SECONDS})); written=0
+while [ $SECONDS -lt $end ]; do
+  timeout 3 runuser -u postgres -- psql -XqAt -c 'insert into cut_off default values' > /dev/null 2>&1 && written=$((written + 1))
+  sleep 0.3
+done
+echo written $written
+"""
+
+
+def vote_on(lab: Lab, voters: list[str]) -> None:
+    """Remember where Patroni votes, in the lab's own inventory; nowhere ends it."""
+    state = lab.load()
+    state.voters = voters
+    lab.save(state)
+    lab.write_inventory(state.addresses)
+
+
+def adopt(lab: Lab, made: Traffic) -> None:
+    """A stage run readies etcd and takes nothing over; the operation does; a further run of both changes nothing that matters."""
+    stage = lab.load().stage
+    missing = set(VOTERS) - set(lab.load().addresses)
+    if missing:
+        raise MachineError(f"The lab {lab.name} has no {', '.join(sorted(missing))}. ./ladder up 5 makes it.")
+    vote_on(lab, list(VOTERS))
+    made.mark("a stage run readies etcd")
+    said = play(lab, "patroni-ready", f"playbooks/stage{stage}.yml")
+    if "Run playbooks/patroni-adopt.yml once." not in " ".join(said.split()):
+        raise MachineError("The stage run did not say that playbooks/patroni-adopt.yml is left to run.")
+    made.mark("Patroni takes over")
+    play(lab, "patroni-adopt", "playbooks/patroni-adopt.yml")
+    made.mark("Patroni leads")
+    until_whole(lab, members(lab).primary)
+    before = started(lab)
+    made.mark("a stage run")
+    play(lab, "patroni-again", f"playbooks/stage{stage}.yml")
+    if started(lab) != before:
+        raise MachineError("A stage run started PostgreSQL or Patroni anew.")
+    play(lab, "patroni-status", "playbooks/replica-status.yml")
+
+
+def leave(lab: Lab, made: Traffic) -> None:
+    """The database goes back to its own units; from then on the lab's inventory says manual again."""
+    need(lab)
+    made.mark("Patroni gives back")
+    play(lab, "patroni-leave", "playbooks/patroni-leave.yml")
+    vote_on(lab, [])
+    made.mark("PostgreSQL is on its own")
+    play(lab, "patroni-left", f"playbooks/stage{lab.load().stage}.yml")
+    play(lab, "patroni-status", "playbooks/replica-status.yml")
+
+
+def switchover(lab: Lab, made: Traffic) -> None:
+    """There and back, by Patroni; in between a stage run takes whoever leads, and failover.yml and rejoin.yml refuse."""
+    need(lab)
+    who = members(lab)
+    made.mark(f"switchover to {who.replica}")
+    play(lab, "patroni-switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
+    until_whole(lab, who.replica)
+    before = started(lab)
+    made.mark("a stage run")
+    play(lab, "patroni-moved", f"playbooks/stage{lab.load().stage}.yml")
+    if started(lab) != before:
+        raise MachineError("A stage run started PostgreSQL or Patroni anew.")
+    play(lab, "patroni-no-failover", "playbooks/failover.yml", fails="Patroni leads")
+    play(lab, "patroni-no-rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}", fails="Patroni leads")
+    go_back(lab, made, who)
+    until_whole(lab, who.primary)
+
+
+def kill_primary(lab: Lab, made: Traffic) -> None:
+    """The primary's host loses power: the first write goes well by itself, and the host is a replica when it is back."""
+    need(lab)
+    who, client = members(lab), commands.connect()
+    container = client.containers.get(f"{lab.name}-{who.primary}")
+    made.mark(f"{who.primary} loses power")
+    container.kill()
+    since = made.now
+    try:
+        written_again(made, since)
+    finally:
+        container.start()
+        lab.close_connections()
+        hosts.wait_until_up(client, lab, who.primary, lab.load().addresses[who.primary])
+    rejoins(lab, made, who)
+
+
+def cut_primary(lab: Lab, made: Traffic) -> None:
+    """The primary is cut off from the network: it acknowledges nothing, another leads, and it follows when it is back."""
+    need(lab)
+    who, state, client = members(lab), lab.load(), commands.connect()
+    container, network = client.containers.get(f"{lab.name}-{who.primary}"), hosts.find_network(client, lab.name)
+    if network is None:
+        raise MachineError(f"The lab {lab.name} has no network. ./ladder up makes it.")
+    sql(lab, who.primary, "create table if not exists cut_off (at timestamptz default now())")
+    made.mark(f"{who.primary} is cut off")
+    network.disconnect(container)
+    since = made.now
+    try:
+        said = container.exec_run(["bash", "-c", WRITE_ALONE]).output.decode()
+        written_again(made, since)
+    finally:
+        network.connect(container, ipv4_address=state.addresses[who.primary])
+        lab.close_connections()
+    hosts.wait_until_up(client, lab, who.primary, state.addresses[who.primary])
+    console.print(
+        f"While it was cut off, a writer on {who.primary} was told so often that it had written: {said.split()[-1]}."
+    )
+    if said.split()[-1] != "0":
+        raise MachineError(
+            f"{who.primary} acknowledged writes while it was cut off, which {who.replica} does not have."
+        )
+    rejoins(lab, made, who)
+    sql(lab, who.primary, "drop table cut_off")
+
+
+def freeze(lab: Lab, made: Traffic) -> None:
+    """Patroni hangs on the primary for longer than a leader may be silent; there is no watchdog. Nothing may be lost."""
+    need(lab)
+    who = members(lab)
+    made.mark(f"Patroni hangs on {who.primary}")
+    on(lab, who.primary, "systemctl kill --signal=STOP --kill-whom=main patroni.service")
+    try:
+        time.sleep(FROZEN_SECONDS)
+    finally:
+        on(lab, who.primary, "systemctl kill --signal=CONT --kill-whom=main patroni.service")
+    since = made.now
+    made.mark("it goes on")
+    written_again(made, since)
+    rejoins(lab, made, who)
+
+
+def etcd_minority(lab: Lab, made: Traffic) -> None:
+    """Each member of etcd is away for a while, one after the other: nobody notices."""
+    need(lab)
+    before = started(lab)
+    for host in lab.load().voters:
+        made.mark(f"etcd is away on {host}")
+        on(lab, host, "systemctl stop etcd.service")
+        try:
+            time.sleep(DOWN_SECONDS)
+        finally:
+            on(lab, host, "systemctl start etcd.service")
+        time.sleep(DOWN_SECONDS)
+    made.mark("all of etcd is there")
+    if started(lab) != before:
+        raise MachineError("PostgreSQL or Patroni started anew although two of three votes were there.")
+
+
+def need(lab: Lab) -> None:
+    if not lab.load().voters:
+        raise MachineError(
+            f"Patroni does not lead in the lab {lab.name}. ./ladder drill patroni-adopt has it take over."
+        )
+
+
+def sql(lab: Lab, host: str, text: str) -> str:
+    return on(lab, host, f"cd / && runuser -u postgres -- psql -XqAt -d postgres -c {shlex.quote(text)}").strip()
+
+
+def cluster(lab: Lab, host: str) -> dict[str, dict[str, Any]]:
+    """What patronictl says of each member; empty while it cannot."""
+    said = on(lab, host, "timeout 20 patronictl -c /etc/patroni/config.yml list -f json || true")
+    try:
+        return {item["Member"]: item for item in json.loads(said)}
+    except ValueError:
+        return {}
+
+
+def until(what: Callable[[], bool], seconds: float, words: str) -> float:
+    """Wait for it; gives the seconds that took, raises MachineError with the words."""
+    began = time.monotonic()
+    while not what():
+        if time.monotonic() - began > seconds:
+            raise MachineError(f"After {seconds:.0f} s {words}.")
+        time.sleep(1)
+    return time.monotonic() - began
+
+
+def whole(lab: Lab, host: str) -> bool:
+    """One leads, the others follow, and commits wait for one of them."""
+    found = cluster(lab, host)
+    roles = sorted(item["Role"] for item in found.values())
+    followers = [item["State"] for item in found.values() if item["Role"] != "Leader"]
+    return roles.count("Leader") == 1 and "Sync Standby" in roles and set(followers) == {"streaming"}
+
+
+def until_whole(lab: Lab, host: str) -> float:
+    return until(lambda: whole(lab, host), REJOIN_SECONDS, f"not all members follow; {host} says {cluster(lab, host)}")
+
+
+def started(lab: Lab) -> list[str]:
+    """When PostgreSQL and Patroni started, on each host of the database."""
+    who = members(lab)
+    ask = "systemctl show -p ExecMainStartTimestamp --value patroni.service"
+    return [
+        words
+        for host in (who.primary, who.replica)
+        for words in (sql(lab, host, "select pg_postmaster_start_time()"), on(lab, host, ask).strip())
+    ]
+
+
+def written_again(made: Traffic, since: float) -> None:
+    seconds = first_write(made, since)
+    console.print(f"Until the first write that went well: {seconds:.1f} s (promised: {FAILOVER_SECONDS}).")
+    if seconds > FAILOVER_SECONDS:
+        raise MachineError(f"The first write went well after {seconds:.1f} s, more than {FAILOVER_SECONDS}.")
+
+
+def rejoins(lab: Lab, made: Traffic, who: Members) -> None:
+    """The former primary follows by itself and gets reads again; then it is made the primary once more."""
+    made.mark(f"{who.primary} may come back")
+    seconds = until_whole(lab, who.replica)
+    console.print(f"{who.primary} followed by itself {seconds:.0f} s after it could.")
+    if cluster(lab, who.replica).get(who.primary, {}).get("Role") == "Leader":
+        made.mark(f"{who.primary} still leads")
+        return
+    stage = inventory.stage_file(lab.root, lab.load().stage)
+    web = next(host for host, groups in inventory.read_hosts(stage).items() if "web" in groups)
+    wait_for(lab, web, who.primary, there=True)
+    go_back(lab, made, who)
+    until_whole(lab, who.primary)
