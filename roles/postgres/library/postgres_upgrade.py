@@ -261,8 +261,8 @@ def look(cluster, to, more):
         raise Refused("there is no data of the instance %s. postgres changed nothing. A stage run makes it." % cluster)
     if state and state["to"] != to:
         raise Refused(
-            "an upgrade from %s to %s was begun. postgres changed nothing. Go on (-e to=%s), or go back: docs/operations/upgrade-postgres.md"
-            % (old, state["to"], state["to"])
+            "an upgrade from %s to %s was begun. postgres changed nothing. Go on with it, or go back: docs/operations/upgrade-postgres.md"
+            % (old, state["to"])
         )
     if int(old) >= int(to):
         raise Refused("the data is version %s already, and %s is not newer. postgres changed nothing." % (old, to))
