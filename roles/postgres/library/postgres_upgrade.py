@@ -88,6 +88,8 @@ def run(*command, **words):
     done = as_postgres(*command, timeout=None, **words)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()[-25:]
+        for path in [line.strip() for line in said if re.match(r"\s+/\S+\.txt$", line)]:
+            said += read(path).splitlines()[:10]  # what pg_upgrade has found, by name
         raise Refused("%s ended with %d: %s" % (os.path.basename(command[0]), done.returncode, "\n".join(said)))
     return done.stdout
 
@@ -503,15 +505,17 @@ def inside(state, cluster, to, step):
 
 
 def finish(state, cluster, to):
-    """The old data takes another name, under which nothing starts it, and the upgrade is over. Returns where it is."""
+    """The old data takes another name, under which nothing starts it, and the upgrade is over. Returns where it is, and what may go."""
     if "analysed" not in state["done"]:
         raise Refused("the upgrade is not at its end.")
-    data = places(state["from"], cluster)[1]
+    configuration, data = places(state["from"], cluster)
     path = "%s.upgraded-to-%s" % (data, to)
     if os.path.exists(data):
         os.rename(data, path)
     shutil.rmtree(folder(cluster))
-    return path
+    failed = sorted(glob.glob(glob.escape(places(to, cluster)[1]) + ".failed-*"))
+    drop_in = "/etc/systemd/system/postgresql@%s-%s.service.d" % (state["from"], cluster)
+    return path, [one for one in [path, *failed, configuration, drop_in] if os.path.exists(one)]
 
 
 @contextlib.contextmanager
@@ -545,7 +549,8 @@ def act(step, cluster, to, port, told):
         if step == "start":
             return {"changed": start(state, cluster, to)}
         if step == "finish":
-            return {"changed": True, "aside": finish(state, cluster, to)}
+            path, rest = finish(state, cluster, to)
+            return {"changed": True, "aside": path, "remove": rest}
         return {"changed": inside(state, cluster, to, {"extensions": "extensions", "analyse": "analysed"}[step])}
 
 
@@ -567,7 +572,7 @@ def main():
         if step == "look":
             module.exit_json(changed=False, upgrade=look(cluster, to, params["packages"]))
         if module.check_mode:
-            module.exit_json(changed=step != "check", aside="")
+            module.exit_json(changed=step != "check", aside="", remove=[])
         told = progress(cluster) or {"from": present(cluster, to)}
         module.exit_json(**act(step, cluster, to, params["port"], told))
     except Refused as refusal:
