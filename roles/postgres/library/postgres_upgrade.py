@@ -496,7 +496,7 @@ def inside(state, cluster, to, step):
             *where,
             "--all",
             "--analyze-in-stages",
-            "--jobs=%d" % max(1, (os.cpu_count() or 1) // 2),
+            "--jobs=%d" % min(max(1, (os.cpu_count() or 1) // 2), 8),
             "--no-password",
         )
     elif os.path.exists(script):
