@@ -130,6 +130,24 @@ def test_times_and_sizes_are_those_of_the_backups(control: ModuleType, monkeypat
     assert asked[-1] == ("repo-ls", "archive/shop/17-1/0000000100000000", "--output=json")
 
 
+def test_backups_of_before_a_major_upgrade_are_listed_and_do_not_count_as_reach(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = info()["backup"]
+    two = [{"id": 1, "version": "15"}, {"id": 2, "version": "17"}]
+    told = info(db=two, backup=[{**old, "database": {"id": 1}}, {**new, "database": {"id": 2}}])
+    answers(control, monkeypatch, info=(0, json.dumps([told]), ""))
+    found = control.describe("shop")
+    assert (len(found["backups"]), found["version"]) == (2, "17")
+    assert found["oldest_restorable_time"] == found["last_backup_time"] == "1970-01-01 00:33:30+00"
+    told = info(db=two, backup=[{**old, "database": {"id": 1}}])
+    answers(control, monkeypatch, info=(0, json.dumps([told]), ""), check=(0, "", ""))
+    found = control.describe("shop")
+    assert "there is no backup yet" in " ".join(control.wrong("shop", found))
+    with pytest.raises(control.Failed, match="there is no backup to restore: none was made yet"):
+        control.refuse_target("latest", "", found)
+
+
 def test_database_does_not_look_into_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = program(tmp_path, DATABASE)
     archive = [{"id": "17-1", "max": "00000001000000000000000A"}]
