@@ -350,19 +350,10 @@ def test_the_new_server_may_start_only_when_all_was_carried_over(upgrade: Module
     assert noted.progress("main")["done"][-1] == "starting"
 
 
-def test_the_old_server_is_kept_down_by_debians_own_word_once_it_has_stopped(
-    upgrade: ModuleType, linked: list[str], tmp_path: Path
-) -> None:
-    """pg_ctlcluster does not stop what start.conf disables."""
-    state, word = begun(tmp_path, "made", "checked"), tmp_path / "etc/15/main/start.conf"
+def test_the_old_server_is_kept_down_by_debians_own_word(upgrade: ModuleType, tmp_path: Path) -> None:
+    state = begun(tmp_path, "made", "checked")
     assert upgrade.hold(state, "main") and not upgrade.hold(state, "main")
-    assert word.read_text() == "# who\nauto\n"
-    upgrade.Server.up = "15"
-    assert "still runs" in refusal(lambda: upgrade.link(state, "main", "17", 0))
-    assert word.read_text() == "# who\nauto\n"
-    upgrade.Server.up = ""
-    upgrade.link(state, "main", "17", 0)
-    assert word.read_text() == "disabled\n"
+    assert (tmp_path / "etc/15/main/start.conf").read_text() == "disabled\n"
 
 
 def test_in_the_end_the_old_data_has_another_name_and_nothing_is_deleted(upgrade: ModuleType, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ short_description: Look whether an instance can be upgraded to another major ver
 description:
   - The version that there is, is found on the host. C(look) changes nothing and fails with what speaks against it.
   - C(make) makes the new instance, empty and stopped, as the old one was made. C(check) has pg_upgrade compare both while the old
-    one serves. C(hold) notes that it is to stop. C(link) keeps it from starting, and runs pg_upgrade. C(start) lets the new one
+    one serves. C(hold) keeps the old one from starting again. C(link) runs pg_upgrade on the stopped one. C(start) lets the new one
     start, and from there the old one must not. C(extensions) and C(analyse) are done in the running new one. C(finish) gives the old
     data another name and ends the upgrade.
   - A step that was done is not done again. Nothing is deleted but the folder that pg_upgrade worked in.
@@ -415,7 +415,10 @@ def check(state, cluster, to, lock):
 
 
 def hold(state, cluster):
-    """The old server is to stop, and no stage run starts it again. Its start.conf comes later: what it disables, it does not stop."""
+    """The old server is to stop, and not to be started by a boot or a stage run."""
+    if HELD in state["done"]:
+        return False
+    start_conf(state["from"], cluster, "disabled")
     return finished(state, cluster, HELD)
 
 
@@ -450,7 +453,6 @@ def link(state, cluster, to, lock):
     old_data = places(state["from"], cluster)[1]
     if Server(state["from"], old_data).running:
         raise Refused("PostgreSQL %s still runs. Stop it first." % state["from"])
-    start_conf(state["from"], cluster, "disabled")
     hidden = os.path.join(old_data, "global/pg_control.old")
     if "linking" in state["done"] or os.path.exists(hidden):
         if os.path.exists(hidden):
