@@ -130,6 +130,24 @@ def test_times_and_sizes_are_those_of_the_backups(control: ModuleType, monkeypat
     assert asked[-1] == ("repo-ls", "archive/shop/17-1/0000000100000000", "--output=json")
 
 
+def test_backups_of_before_a_major_upgrade_are_listed_and_do_not_count_as_reach(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = info()["backup"]
+    two = [{"id": 1, "version": "15"}, {"id": 2, "version": "17"}]
+    told = info(db=two, backup=[{**old, "database": {"id": 1}}, {**new, "database": {"id": 2}}])
+    answers(control, monkeypatch, info=(0, json.dumps([told]), ""))
+    found = control.describe("shop")
+    assert (len(found["backups"]), found["version"]) == (2, "17")
+    assert found["oldest_restorable_time"] == found["last_backup_time"] == "1970-01-01 00:33:30+00"
+    told = info(db=two, backup=[{**old, "database": {"id": 1}}])
+    answers(control, monkeypatch, info=(0, json.dumps([told]), ""), check=(0, "", ""))
+    found = control.describe("shop")
+    assert "there is no backup yet" in " ".join(control.wrong("shop", found))
+    with pytest.raises(control.Failed, match="there is no backup to restore: none was made yet"):
+        control.refuse_target("latest", "", found)
+
+
 def test_database_does_not_look_into_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = program(tmp_path, DATABASE)
     archive = [{"id": "17-1", "max": "00000001000000000000000A"}]
@@ -386,6 +404,22 @@ def test_stanza_is_tried_again_while_the_database_sends_wal(
             control.create("shop", False, done)
 
 
+def test_stanza_is_upgraded_although_the_new_server_has_wal_to_send(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {
+        "stanza-create": [(control.MISMATCH, "", "mismatch")],
+        "stanza-upgrade": [(50, "", "ERROR: [050]: unable to acquire lock on file 'x'"), (0, "", "")],
+    }
+    monkeypatch.setattr(
+        control, "pgbackrest", lambda stanza, *words: left[words[0]].pop(0) if words[0] in left else (1, "", "")
+    )
+    monkeypatch.setattr(control.time, "sleep", lambda seconds: None)
+    done: list[str] = []
+    control.create("shop", True, done)
+    assert done == ["upgraded the stanza shop"] and left["stanza-upgrade"] == []
+
+
 @pytest.mark.parametrize(("seen_at", "waits"), [("", True), ("old.test", True), ("repo.test", False)])
 def test_database_waits_for_a_repository_that_is_new_to_it_and_for_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seen_at: str, waits: bool
@@ -403,6 +437,22 @@ def test_database_waits_for_a_repository_that_is_new_to_it_and_for_no_other(
     control.ensure(False)
     told = json.loads(capsys.readouterr().out)
     assert "WAL waits on this host" in told["notes"][0] and control.marked()[1] == seen_at
+
+
+def test_database_of_another_version_waits_for_the_repositorys_host_to_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = program(tmp_path, DATABASE)
+    (tmp_path / "pgbackrest.conf").write_text("new")
+    (tmp_path / "mark").write_text("0123456789abcdef repo.test")
+    monkeypatch.setattr(control, "CONFIGURATION", str(tmp_path / "pgbackrest.conf"))
+    monkeypatch.setattr(control, "MARK", str(tmp_path / "mark"))
+    asked = answers(control, monkeypatch, info=(0, json.dumps([info()]), ""), check=(28, "", "mismatch"))
+    control.ensure(True)
+    assert "goes on with this database when" in json.loads(capsys.readouterr().out)["notes"][0]
+    assert ("check",) not in asked and control.marked()[0] == "0123456789abcdef", "the next run checks it"
+    with pytest.raises(control.Failed, match="does not arrive in the repository: mismatch"):
+        control.ensure(False)
 
 
 def test_database_makes_no_backups(tmp_path: Path) -> None:

@@ -248,6 +248,15 @@ def test_the_plays_of_the_backups_meet_the_host_that_the_wiring_means(site: Envi
         assert site.value(database, "met", met=trust_as_template(play["hosts"])) == [keeper]
 
 
+def test_both_ends_of_the_backups_find_the_data_by_the_version_of_the_databases_host(
+    make_inventory: Callable[..., Path],
+) -> None:
+    site = one(make_inventory, postgres_version="18")
+    for host in (databases(site)[0], keeper_of_backups(site)):
+        [stanza] = site.value(host, "pgbackrest_stanzas")
+        assert [source["path"] for source in stanza["hosts"]] == ["/var/lib/postgresql/18/main"]
+
+
 def uploads_backed_up(site: Environment) -> tuple[str, str]:
     """Who has the uploads, and who keeps their backups: not the same host wherever there is another one that may."""
     home = site.all_groups["web"][0]

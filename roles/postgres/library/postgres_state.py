@@ -58,6 +58,7 @@ from ansible.module_utils.postgres_server import (
     read,
     start_mode,
 )
+from ansible.module_utils.postgres_upgrading import summary
 
 FLAGS = {
     "SUPERUSER": "rolsuper", "CREATEDB": "rolcreatedb", "CREATEROLE": "rolcreaterole", "INHERIT": "rolinherit",
@@ -282,6 +283,7 @@ def look(params):
         "disk_mb": disk_mb(data),
         "installed": os.path.exists("/usr/lib/postgresql/%s/bin/postgres" % version),
         "start": start_mode(configuration),
+        "upgrade": summary(cluster),
         "unreadable": unreadable(params["files"]),
         "running": False, "in_recovery": False, "checksums": True, "port": 0, "socket": "",
         "stale": False, "pending_restart": [], "differs": {}, "roles_present": [], "databases_present": {},

@@ -45,12 +45,12 @@ def places(version, cluster):
     return configuration, data_directory(configuration, "%s/%s/%s" % (LIB, version, cluster))
 
 
-def as_postgres(*command, text=None, timeout=60):
+def as_postgres(*command, text=None, timeout=60, cwd="/", pass_fds=()):
     """Run a program as the system user postgres; KeyError where there is none."""
     user = pwd.getpwnam("postgres")
     groups = os.getgrouplist("postgres", user.pw_gid)
     return subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd="/", timeout=timeout,
+        command, input=text, capture_output=True, text=True, cwd=cwd, timeout=timeout, pass_fds=pass_fds,
         user=user.pw_uid, group=grp.getgrgid(user.pw_gid).gr_gid, extra_groups=groups,
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PGCONNECT_TIMEOUT": "10", "PGAPPNAME": "stepladder"},
     )  # fmt: skip
