@@ -37,7 +37,10 @@ def load_plugin(path: str) -> ModuleType:
 
 
 def load_module(path: Path, name: str = "") -> ModuleType:
-    """A Python file as a module; under a name such as ansible.module_utils.x others can import it."""
+    """A Python file as a module; under a name such as ansible.module_utils.x others can import it, all the same one."""
+    known = sys.modules.get(name)
+    if known and known.__file__ == str(path):
+        return known
     spec = importlib.util.spec_from_file_location(name or path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

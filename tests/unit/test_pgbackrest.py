@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 import time
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,19 @@ def program(folder: Path, sample: int) -> ModuleType:
 @pytest.fixture
 def control(tmp_path: Path) -> ModuleType:
     return program(tmp_path, REPOSITORY)
+
+
+def test_who_makes_a_stanza_waits_longer_than_a_send_holds_the_lock(control: ModuleType) -> None:
+    """A send tries twice to connect (pgBackRest 2.55, measured), each time for io-timeout seconds."""
+    found = [
+        re.findall(r"(?m)^archive-async=y\n(?:.*\n)*?io-timeout=(\d+)$", file.text)
+        for sample in samples("pgbackrest")
+        for file in Role(ROLE, sample).files()
+        if file.dest.endswith("pgbackrest.conf")
+    ]
+    limits = [int(limit) for limits in found for limit in limits]
+    assert limits
+    assert 2 * 2 * max(limits) < control.PATIENCE
 
 
 def info(**changes: Any) -> dict[str, Any]:
