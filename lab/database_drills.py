@@ -96,13 +96,26 @@ def switchover(lab: Lab, made: Traffic) -> None:
     go_back(lab, made, who)
 
 
-def go_back(lab: Lab, made: Traffic, who: Members) -> None:
+def go_back(lab: Lab, made: Traffic, who: Members, *setting: str) -> None:
     made.mark(f"switchover to {who.primary}")
-    play(lab, "back", "playbooks/switchover.yml", "-e", f"to={who.primary}")
+    play(lab, "back", "playbooks/switchover.yml", "-e", f"to={who.primary}", *setting)
     made.mark(f"{who.primary} is the primary")
 
 
-def kill_primary(lab: Lab, made: Traffic) -> int:
+def kill_primary_synchronous(lab: Lab, made: Traffic) -> None:
+    """The same while each commit waits for the replica: nothing that was acknowledged may be lost, whatever was said."""
+    stage, setting = f"playbooks/stage{lab.load().stage}.yml", ("-e", "postgres_synchronous_replicas=1")
+    made.mark("commits wait for the replica")
+    play(lab, "synchronous", stage, *setting)
+    kill_primary(lab, made, *setting)
+    who = members(lab)
+    if not ask(lab, who.primary, "show synchronous_standby_names"):
+        raise MachineError(f"After all this, commits on {who.primary} wait for no replica.")
+    made.mark("commits wait no more")
+    play(lab, "asynchronous", stage)
+
+
+def kill_primary(lab: Lab, made: Traffic, *setting: str) -> int:
     """The primary's host loses power; failover, return, rejoin. Gives how many commits the report says were lost."""
     who = members(lab)
     client = commands.connect()
@@ -112,14 +125,14 @@ def kill_primary(lab: Lab, made: Traffic) -> int:
     time.sleep(3)
     since = made.now
     made.mark("failover")
-    play(lab, "failover", "playbooks/failover.yml")
+    play(lab, "failover", "playbooks/failover.yml", *setting)
     seconds = first_write(made, since)
     made.mark(f"{who.replica} is the primary")
     console.print(f"From the command to the first write that went well: {seconds:.1f} s (promised: 15).")
     if seconds > 15:
         raise MachineError(f"The first write went well {seconds:.1f} s after the command, more than 15.")
     returns(lab, made, who)
-    return rejoined(lab, made, who)
+    return rejoined(lab, made, who, *setting)
 
 
 def returns(lab: Lab, made: Traffic, who: Members) -> None:
@@ -191,15 +204,15 @@ def commit_alone(container: Container) -> None:
             raise MachineError(f"{container.name} could not commit alone: {output.decode(errors='replace').strip()}")
 
 
-def rejoined(lab: Lab, made: Traffic, who: Members) -> int:
+def rejoined(lab: Lab, made: Traffic, who: Members, *setting: str) -> int:
     """The former primary becomes a replica, and then the primary again. Gives how many commits it alone had."""
     made.mark("rejoin")
-    said = play(lab, "rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}")
+    said = play(lab, "rejoin", "playbooks/rejoin.yml", "-e", f"host={who.primary}", *setting)
     found = re.search(r"alone has (\d+) commits \((\d+) bytes", " ".join(said.split()))
     if not found:
         raise MachineError(f"rejoin.yml did not say what {who.primary} alone had.")
     console.print(f"{who.primary} alone had {found[1]} commits ({found[2]} bytes of WAL).")
-    go_back(lab, made, who)
+    go_back(lab, made, who, *setting)
     return int(found[1])
 
 

@@ -506,6 +506,14 @@ DRILLS = {
         "database",
         2,
     ),
+    "kill-primary-synchronous": Drill(
+        "kill-primary while each commit waits for the replica; nothing that was acknowledged is lost",
+        database_drills.kill_primary_synchronous,
+        at_most(30),
+        "database",
+        2,
+        asked=True,
+    ),
     "split-brain": Drill(
         "the primary is cut off and comes back after a failover, still a primary: it takes no orders",
         database_drills.split_brain,
