@@ -108,9 +108,12 @@ def test_clients_address_reaches_the_application_and_cannot_be_forged(grown):
     line = json.loads(logs)
     gateway = lab.hosts["edge1"].rsplit(".", 1)[0] + ".1"
     assert line["client"] == gateway and line["request_id"] != "mine"
+    # The edge says no more of what went well.
+    assert lab.get(f"/?{mark}", headers={"Host": "other.example.com"}).status == 421
     # The journal takes its time to have a line.
     read = f"for i in $(seq 20); do sudo journalctl -u haproxy-edge -o cat --since -1min | grep {mark} && break; sleep 0.5; done"
-    assert json.loads(lab.ssh("edge1", read).stdout)["request_id"] == line["request_id"]
+    told = json.loads(lab.ssh("edge1", read).stdout)
+    assert (told["status"], told["client"]) == (421, gateway)
 
 
 @pytest.mark.long

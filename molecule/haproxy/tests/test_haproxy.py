@@ -156,8 +156,8 @@ class Load:
         return found
 
 
-def log_lines(host, request_id):
-    text = host.check_output("journalctl -q -o cat -u haproxy-edge -n 400")
+def log_lines(host, request_id, name="edge"):
+    text = host.check_output(f"journalctl -q -o cat -u haproxy-{name} -n 400")
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return [line for line in lines if line.get("request_id") == request_id]
 
@@ -728,6 +728,25 @@ def test_acme_certificate_is_got_renewed_and_served_without_a_reload(second):
     assert (pem.user, pem.group, pem.mode) == ("root", "haproxy", 0o640)
     second.check_output("systemctl reload haproxy-blog")
     assert served(second, 8443, BLOG) == after[0]
+
+
+def test_only_what_went_wrong_is_logged_when_no_more_is_wanted(second):
+    def blog(*options):
+        return ask(second, "/", *options, name=BLOG, ca=PEBBLE_ROOT, ports=(8080, 8443))
+
+    well, unknown = blog(), blog("-H", "Host: other.example.com")
+    second.check_output("systemctl stop backend@one-8001")
+    try:
+        until(lambda: blog().status == 503)
+        wrong = blog()
+    finally:
+        second.check_output("systemctl start backend@one-8001")
+    assert (well.status, wrong.status) == (200, 503)
+    assert [line["status"] for line in log_lines(second, wrong.headers["x-request-id"], "blog")] == [503]
+    until(lambda: blog().status == 200)
+    assert log_lines(second, well.headers["x-request-id"], "blog") == []
+    assert unknown.status == 421 and unknown.text in "No such site here."
+    assert '"host":"other.example.com"' in second.check_output("journalctl -q -o cat -u haproxy-blog -n 400")
 
 
 # The run itself, and the host.
