@@ -28,12 +28,14 @@ select json_build_object(
   'next', (select last_value from orders_id_seq),
   'like', (select count(*) from notes where body ilike '%tell-tale%'),
   'indexes', (select json_agg(indexname order by indexname) from pg_indexes where schemaname = 'public'),
-  'granted', (select json_agg(relname || ' ' || coalesce(relacl::text, '') order by relname) from pg_class
-              where relnamespace = 'public'::regnamespace),
+  'granted', (select json_agg(json_build_array(relname, (
+                select json_agg(x.grantee::regrole || ' ' || x.privilege_type order by x.grantee::regrole::text, x.privilege_type)
+                from aclexplode(relacl) x where x.privilege_type <> 'MAINTAIN')) order by relname)
+              from pg_class where relnamespace = 'public'::regnamespace),
   'roles', (select json_agg(json_build_array(rolname, rolpassword, rolconnlimit) order by rolname) from pg_authid where rolname !~ '^pg_'),
   'settings', (select json_agg(setconfig::text order by setconfig::text) from pg_db_role_setting),
-  'databases', (select json_agg(json_build_array(datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datacl::text)
-                       order by datname) from pg_database),
+  'databases', (select json_agg(json_build_array(datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate,
+                  (select json_agg(a::text order by a::text) from unnest(datacl) a)) order by datname) from pg_database),
   'checksums', current_setting('data_checksums'), 'ours', current_setting('log_temp_files'), 'theirs', current_setting('deadlock_timeout'),
   'operators', current_setting('log_lock_waits'), 'extensions', (select json_agg(extname order by extname) from pg_extension))
 """
@@ -58,7 +60,8 @@ def play(playbook: str = "again.yml", check: bool = False, **variables: Any) -> 
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     report = json.loads(done.stdout[done.stdout.index("{") :])
-    results = [(t["task"]["name"], r) for p in report["plays"] for t in p["tasks"] for r in t["hosts"].values()]
+    tasks = [task for play in report["plays"] for task in play["tasks"]]
+    results = [(t["task"]["name"].removeprefix("postgres : "), r) for t in tasks for r in t["hosts"].values()]
     words = [str(r.get("msg", "")) for _, r in results if not r.get("skipped")]
     handed = [json.loads(text.removeprefix("handed on: ")) for text in words if text.startswith("handed on: ")]
     [stats] = report["stats"].values()

@@ -88,7 +88,7 @@ def run(*command, **words):
     done = as_postgres(*command, timeout=None, **words)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()[-25:]
-        for path in [line.strip() for line in said if re.match(r"\s+/\S+\.txt$", line)]:
+        for path in re.findall(r"(?m)(?:^|\s)(/\S+\.txt)\s*$", "\n".join(said)):
             said += read(path).splitlines()[:10]  # what pg_upgrade has found, by name
         raise Refused("%s ended with %d: %s" % (os.path.basename(command[0]), done.returncode, "\n".join(said)))
     return done.stdout
