@@ -21,7 +21,7 @@ from lab.traffic import Traffic
 VOTERS = ("web1", "cache1", "backup1")  # no machine more for them, as a small site has it
 FAILOVER_SECONDS = 30  # until the first write that went well
 REJOIN_SECONDS = 120
-FROZEN_SECONDS = 40  # twice of what makes a silent leader one no more
+FROZEN_SECONDS = 30  # longer than what makes a silent leader one no more; while there are two, nobody is served
 DOWN_SECONDS = 15
 # Tries to write for so many seconds on the host itself, and says how often it was told that it had.
 CUT_SECONDS = 35

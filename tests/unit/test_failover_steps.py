@@ -28,7 +28,8 @@ HOSTS = {host: {**HERE, "host_address": f"198.18.9.{n}", "ansible_become": False
 ROLES = {
     "postgres": ["main", "status", "step_down", "take_over", "rewind", "follow"],
     "patroni": ["main", "status", "join", "move", "adopt", "loosen", "hand_back", "leave", "switchover"],
-    "etcd": ["status"], "firewall": ["main"], "pgbouncer": ["pause", "resume"], "haproxy": ["drain", "readmit"], "django": ["unlock"],
+    "etcd": ["status", "rest"], "firewall": ["main"],
+    "pgbouncer": ["pause", "resume"], "haproxy": ["drain", "readmit"], "django": ["unlock"],
 }  # fmt: skip
 FACTS = {
     "postgres/status": {"postgres_status": "{{ answers[inventory_hostname] }}"},
@@ -136,8 +137,9 @@ def test_an_adoption_that_was_cut_off_takes_what_is_left_and_a_finished_one_noth
 
 def test_the_database_is_given_back_with_the_primary_that_it_has(run: Callable[..., tuple[list[str], str]]) -> None:
     steps, said = run("patroni-leave", led(MOVED, "db1", "db2"))
-    assert steps[-2:] == ["postgres/main db1 plain", "postgres/main db2 plain"]
-    assert steps[:-2] == [
+    votes = ["etcd/rest cache1", "etcd/rest web1", "etcd/rest worker1"]
+    assert (steps[-5:-3], sorted(steps[-3:])) == (["postgres/main db1 plain", "postgres/main db2 plain"], votes)
+    assert steps[:-5] == [
         *without_reads("db1", "patroni/leave db1"),
         "patroni/loosen db2",
         *HOLD,

@@ -206,6 +206,11 @@ def test_clients_are_held_while_there_is_not_exactly_one_primary(control: Module
     watch.primary({"db2"}, 2.2)
     watch.primary({"db1", "db2"}, 2.4)
     assert control.said == [freed, held, held, freed, held]
+    control.said.clear()
+    watch.primary({"db2"}, 2.6)
+    watch.primary({"db1"}, 2.8)  # between two looks; a pause of that time would stay
+    watch.primary({"db1"}, 3.0)
+    assert control.said == [freed, freed]
 
 
 def test_a_pause_that_was_forgotten_ends_beside_a_primary_and_nowhere_else(control: ModuleType) -> None:

@@ -84,6 +84,15 @@ def unix(stamp):
     return int(stamp.lstrip("@") or 0) if stamp.lstrip("@").isdigit() else 0
 
 
+# systemd calls a unit's stop for a server that has ended by itself too; by then the one that Patroni starts may run.
+GUARD = """# Patroni starts this instance (role patroni).
+[Service]
+Restart=no
+ExecStop=
+ExecStop=/bin/sh -c 'test -z "$$MAINPID" || exec /usr/bin/pg_ctlcluster --skip-systemctl-redirect -m fast %i stop'
+"""
+
+
 class Member:
     """This host's instance, its Patroni, and what etcd says of the cluster."""
 
@@ -193,7 +202,7 @@ class Member:
         os.makedirs(os.path.dirname(self.guard), exist_ok=True)
         with open(self.guard, "w") as out:
             os.fchmod(out.fileno(), 0o644)
-            out.write("# Patroni starts this instance (role patroni).\n[Service]\nRestart=no\n")
+            out.write(GUARD)
         systemctl("daemon-reload")
         return True
 
@@ -349,6 +358,14 @@ def restart(node, seconds):
     return True
 
 
+def restart_and_lock(node, seconds):
+    """In one call, for clients wait meanwhile."""
+    if not restart(node, seconds):
+        return False
+    lock(node)
+    return True
+
+
 def lock(node):
     ignored = node.cluster()["config"].get("ignore_slots") or []
     rest = [item for item in ignored if item.get("name") != node.name]
@@ -455,7 +472,7 @@ def act(params, check):
     if check:
         return {"changed": True}
     steps = {
-        "prepare": lambda: prepare(node), "restart": lambda: restart(node, seconds), "lock": lambda: lock(node),
+        "prepare": lambda: prepare(node), "restart": lambda: restart_and_lock(node, seconds), "lock": lambda: lock(node),
         "apply": lambda: apply(node), "switchover": lambda: switchover(node, params["candidate"], seconds),
         "pause": lambda: pause(node, seconds), "hand_back": lambda: hand_back(node, seconds),
     }  # fmt: skip
