@@ -53,6 +53,16 @@ def test_second_run_changes_nothing(grown, words):
     assert "db2" in done.stdout and lab.changes(done) == {}, done.stdout[-4000:]
 
 
+def test_who_kept_backups_before_rests_and_keeps_them(grown):
+    lab, _ = grown
+    for host, unit, kept in (
+        ("web1", "pgbackrest-full.timer", "/var/lib/pgbackrest/backup/shop/backup.info"),
+        ("db1", "restic-shop-prune.timer", "/var/lib/restic-shop/repository/config"),
+    ):
+        told = lab.ssh(host, f"systemctl is-enabled {unit}; systemctl is-active {unit}; sudo ls {kept}", check=False)
+        assert told.stdout.split() == ["disabled", "inactive", kept], host
+
+
 def test_every_host_knows_the_primary_and_the_replica(grown):
     lab, _ = grown
     for host in APP:
