@@ -319,15 +319,21 @@ def test_both_ends_of_the_backups_of_the_uploads_know_each_other_and_nobody_else
 
 def test_the_plays_of_the_uploads_meet_both_ends_once(site: Environment) -> None:
     home, keeper = uploads_backed_up(site)
-    [*_, takes, gives] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
+    [*_, takes, gives, retired] = yaml.safe_load((ROOT / "playbooks/layers/backup.yml").read_text())
     assert keeper in site.value(home, "met", met=trust_as_template(takes["hosts"])) and gives["hosts"] == "web"
 
-    def meets(play: dict[str, Any], host: str) -> bool:
-        [task] = play["tasks"]
-        return bool(site.value(host, "asked", asked=trust_as_template("{{ " + task["when"] + " }}")))
+    def met(task: dict[str, Any]) -> list[str]:
+        asked = trust_as_template("{{ " + task["when"] + " }}")
+        return [host for host in site.hosts if site.value(host, "asked", asked=asked)]
 
-    assert [host for host in site.hosts if meets(takes, host)] == [keeper]
-    assert [host for host in site.hosts if meets(gives, host)] == ([] if home == keeper else [home])
+    [[take], [give]] = takes["tasks"], gives["tasks"]
+    assert met(take) == [keeper]
+    assert met(give) == ([] if home == keeper else [home])
+    # Who has no part stops what it did before, and nobody else does.
+    [database, uploads] = retired["tasks"]
+    part = {site.value(home, "backup_host"), *site.value(home, "database_hosts")}
+    assert set(met(database)) == set(site.hosts) - part
+    assert set(met(uploads)) == set(site.hosts) - {keeper, home}
 
 
 def test_django_finds_the_database_under_a_name_of_its_certificate(site: Environment) -> None:
