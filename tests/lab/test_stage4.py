@@ -41,15 +41,13 @@ def serving(lab) -> dict[str, str]:
     return {host: lab.ssh(host, "readlink /run/gunicorn-shop/live.sock").stdout.strip() for host in WEB}
 
 
-def shop(tmp_path: Path, wsgi: str = "", news: str = "news", settings: str = "") -> str:
+def shop(tmp_path: Path, wsgi: str = "", news: str = "news") -> str:
     """The arguments that deploy a changed copy of the shop."""
     copy = tmp_path / f"shop-{uuid.uuid4().hex[:6]}"
     shutil.copytree(ROOT / "examples/shop", copy)
     (copy / "NEWS").write_text(news)
     with (copy / "shop/wsgi.py").open("a") as stream:
         stream.write(wsgi)
-    with (copy / "shop/settings.py").open("a") as stream:
-        stream.write(settings)
     return json.dumps({"site_source": {"path": str(copy)}})
 
 
@@ -152,7 +150,7 @@ def test_deploy_goes_on_after_one_that_failed_and_takes_all_hosts_along(grown, t
     lab, _ = grown
     before = serving(lab)
     with visitors:
-        failed = lab.play("deploy.yml", "-e", shop(tmp_path, settings="raise RuntimeError('broken')\n"), check=False)
+        failed = lab.play("deploy.yml", "-e", shop(tmp_path, "raise RuntimeError('it does not start')\n"), check=False)
         assert failed.returncode != 0 and serving(lab) == before
         done = lab.play("deploy.yml", "-e", shop(tmp_path))
         assert "ended without letting go of the lock" in words(lab, done), "that of the deploy that failed before"
