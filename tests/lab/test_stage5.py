@@ -53,6 +53,7 @@ def test_second_run_changes_nothing(grown, words):
     assert "db2" in done.stdout and lab.changes(done) == {}, done.stdout[-4000:]
 
 
+@pytest.mark.long
 def test_who_kept_backups_before_rests_and_keeps_them(grown):
     lab, _ = grown
     for host, unit, kept in (
