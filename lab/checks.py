@@ -23,18 +23,22 @@ LINTERS = {
     "ansible-lint": ["ansible-lint", "--offline", "--strict", "--nocolor"],
 }
 KIT_INVENTORIES = ("example", "lab")
+# The part of the time given in which scenarios may begin: the lab's tests are longer, and the drills at their end have
+# promises of seconds, which no machine keeps that is busy with something else.
+ROLES_SHARE = 2 / 3
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
 
 def run(
-    lab: Lab, part: str | None, name: str | None, debian: str, long: bool = False, minutes: float | None = None
+    lab: Lab, part: str | None, name: str | None, debian: str, long: bool = False, minutes: float = math.inf
 ) -> int:
     """Run the parts asked for (all without one), only what has `name` in its name; gives the exit code.
 
-    After `minutes` no further scenario and no further test of the lab is begun; those left out are named.
+    After `minutes` no further test of the lab is begun, after ROLES_SHARE of them no further scenario; those left out are named.
     """
     results = Results()
-    until = time.time() + minutes * 60 if minutes is not None else math.inf
+    started = time.time()
+    until, roles_until = started + minutes * 60, started + minutes * 60 * ROLES_SHARE
     asked = [part] if part else list(PARTS)
     # The lab's tests are the longest job: they start first and have a lane to themselves.
     jobs: list[Callable[[], None]] = []
@@ -45,7 +49,7 @@ def run(
     if "unit" in asked:
         jobs.append(lambda: pytest(lab, "unit", name, results, {}))
     if "roles" in asked:
-        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results, long, until)), results)
+        guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results, long, roles_until)), results)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda job: job(), jobs))
     if not results.items:
@@ -117,9 +121,12 @@ def pytest(lab: Lab, folder: str, name: str | None, results: Results, more: dict
     if code != 0:
         console.print(f"{' '.join(command)} ended with {code} (log: {log}):\n{tail(output, 100)}", markup=False)
     results.add(f"{folder} tests", time.monotonic() - started, code == 0, counted(output))
-    skipped = scenarios.outcomes(ansible.COLOUR.sub("", output)).get("skipped")
-    if folder == "lab" and skipped:
-        results.left_out.append(f"{skipped} of the {folder} tests")
+    outcomes = scenarios.outcomes(ansible.COLOUR.sub("", output))
+    if folder == "lab" and "skipped" in outcomes:
+        results.left_out.append(f"{outcomes['skipped']} of the {folder} tests")
+    # What a name leaves out is deselected too, and asked for.
+    if folder == "lab" and not name and "deselected" in outcomes:
+        results.left_out.append(f"{outcomes['deselected']} of the {folder} tests (with --long)")
 
 
 def roles(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 from rich.markup import escape
@@ -82,8 +83,10 @@ def parser() -> argparse.ArgumentParser:
     one = found.add_parser("test", help="run the tests: all of them, or lint, unit, roles or lab")
     one.add_argument("part", nargs="?", choices=TESTS)
     one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
-    minutes = "begin no scenario and no test of the lab after so many minutes, and name those left out"
-    one.add_argument("--minutes", type=float, help=minutes)
+    minutes = (
+        "begin no test of the lab after so many minutes, no scenario after two thirds of them; name those left out"
+    )
+    one.add_argument("--minutes", type=float, default=math.inf, help=minutes)
     one.add_argument("--long", action="store_true", help="the long tests and scenarios too; before a release, say")
     one.add_argument("--debian", **debian)
 

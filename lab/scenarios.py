@@ -20,7 +20,7 @@ from lab.report import Results, console
 SCENARIO_SECONDS = 1500
 BAR = re.compile(r"^\s*│ ?")
 PHASE = re.compile(r"^INFO\s+\S+ ➜ (?P<phase>[\w-]+): Executing$")
-COUNTED = re.compile(r"(\d+) (passed|failed|error|skipped)s?\b")
+COUNTED = re.compile(r"(\d+) (passed|failed|error|skipped|deselected)s?\b")
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def phases(log: str) -> list[Phase]:
 
 
 def outcomes(text: str) -> dict[str, int]:
-    """What pytest's closing line counts: passed, failed, error, skipped; empty without such a line."""
+    """What pytest's closing line counts: passed, failed, error, skipped, deselected; empty without such a line."""
     closing = [line for line in text.splitlines() if COUNTED.search(line) and " in " in line]
     return {outcome: int(count) for count, outcome in COUNTED.findall(closing[-1])} if closing else {}
 
 
 def tests_run(text: str) -> int:
     """How many tests pytest's closing line counts as run."""
-    return sum(count for outcome, count in outcomes(text).items() if outcome != "skipped")
+    return sum(count for outcome, count in outcomes(text).items() if outcome not in ("skipped", "deselected"))
 
 
 def complaints(log: str) -> list[str]:

@@ -91,20 +91,26 @@ def test_step_ends_with_what_became_of_it(
 
 
 @pytest.mark.parametrize(
-    ("folder", "closing", "left_out"),
+    ("folder", "name", "closing", "left_out"),
     [
-        ("lab", "70 passed, 6 skipped, 4 deselected in 3300.10s (0:55:00)", ["6 of the lab tests"]),
-        ("lab", "76 passed, 4 deselected in 3000.10s", []),
-        ("unit", "70 passed, 6 skipped in 30.10s", []),
+        (
+            "lab",
+            None,
+            "70 passed, 6 skipped, 4 deselected in 3300.10s (0:55:00)",
+            ["6 of the lab tests", "4 of the lab tests (with --long)"],
+        ),
+        ("lab", "stage2", "9 passed, 71 deselected in 3000.10s", []),
+        ("lab", None, "80 passed in 3000.10s", []),
+        ("unit", None, "70 passed, 6 skipped in 30.10s", []),
     ],
 )
-def test_lab_tests_that_time_was_too_short_for_are_counted(
-    folder: str, closing: str, left_out: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_lab_tests_that_were_left_out_are_counted(
+    folder: str, name: str | None, closing: str, left_out: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ansible, "run_logged", lambda *_: (0, closing))
     lab: Any = SimpleNamespace(logs=tmp_path)
     results = Results()
-    checks.pytest(lab, folder, None, results, {})
+    checks.pytest(lab, folder, name, results, {})
     assert results.left_out == left_out
 
 
