@@ -66,7 +66,7 @@ def on(lab: Lab, host: str, command: str) -> str:
 
 
 def ask(lab: Lab, host: str, sql: str, database: str = "postgres") -> str:
-    return on(lab, host, f'cd / && runuser -u postgres -- psql -XqAtw -d {database} -c "{sql}"').strip()
+    return on(lab, host, f"cd / && runuser -u postgres -- psql -XqAtw -d {database} -c {shlex.quote(sql)}").strip()
 
 
 def unit(lab: Lab, host: str) -> str:
@@ -219,27 +219,24 @@ def rejoined(lab: Lab, made: Traffic, who: Members, *setting: str) -> int:
 def replica_lag(lab: Lab, made: Traffic) -> None:
     """A replica that stops replaying leaves rotation; who has written reads what was written all the time."""
     who = members(lab)
-    web = next(
-        host
-        for host, groups in inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage)).items()
-        if "web" in groups
-    )
     made.mark(f"{who.replica} stops replaying")
     ask(lab, who.replica, "select pg_wal_replay_pause()")
     try:
-        gone = wait_for(lab, web, who.replica, there=False)
+        gone = wait_for(lab, who.replica, there=False)
         made.mark("it is out of rotation")
         console.print(f"{who.replica} was out of rotation {gone:.1f} s after it had stopped.")
         time.sleep(LAG_SECONDS)
     finally:
         ask(lab, who.replica, "select pg_wal_replay_resume()")
-    back = wait_for(lab, web, who.replica, there=True)
+    back = wait_for(lab, who.replica, there=True)
     made.mark("it is back")
     console.print(f"It was back {back:.1f} s after it went on.")
 
 
-def wait_for(lab: Lab, web: str, replica: str, there: bool) -> float:
-    """Seconds until a host's HAProxy has a replica in rotation, or not; raises MachineError after 30."""
+def wait_for(lab: Lab, replica: str, there: bool) -> float:
+    """Seconds until the first web host's HAProxy has a replica in rotation, or not; raises MachineError after 30."""
+    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
+    web = next(host for host, groups in found.items() if "web" in groups)
     name = commands.site_settings(lab)["site_name"]
     started = time.monotonic()
     while (

@@ -6,13 +6,11 @@ Each leaves db1, the first host, as the primary. Those in the middle need patron
 from __future__ import annotations
 
 import json
-import shlex
 import time
-from collections.abc import Callable
 from typing import Any
 
-from lab import commands, hosts, inventory
-from lab.database_drills import Members, first_write, go_back, members, on, play, wait_for
+from lab import commands, hosts
+from lab.database_drills import Members, ask, first_write, go_back, members, on, play, wait_for
 from lab.machine import MachineError
 from lab.model import Lab
 from lab.report import console
@@ -119,7 +117,7 @@ def cut_primary(lab: Lab, made: Traffic) -> None:
     container, network = client.containers.get(f"{lab.name}-{who.primary}"), hosts.find_network(client, lab.name)
     if network is None:
         raise MachineError(f"The lab {lab.name} has no network. ./ladder up makes it.")
-    sql(lab, who.primary, "create table if not exists cut_off (at timestamptz default now())")
+    ask(lab, who.primary, "create table if not exists cut_off (at timestamptz default now())")
     made.mark(f"{who.primary} is cut off")
     network.disconnect(container)
     since = made.now
@@ -138,7 +136,7 @@ def cut_primary(lab: Lab, made: Traffic) -> None:
             f"{who.primary} acknowledged writes while it was cut off, which {who.replica} does not have."
         )
     rejoins(lab, made, who)
-    sql(lab, who.primary, "drop table cut_off")
+    ask(lab, who.primary, "drop table cut_off")
 
 
 def freeze(lab: Lab, made: Traffic) -> None:
@@ -181,10 +179,6 @@ def need(lab: Lab) -> None:
         )
 
 
-def sql(lab: Lab, host: str, text: str) -> str:
-    return on(lab, host, f"cd / && runuser -u postgres -- psql -XqAt -d postgres -c {shlex.quote(text)}").strip()
-
-
 def cluster(lab: Lab, host: str) -> dict[str, dict[str, Any]]:
     """What patronictl says of each member; empty while it cannot."""
     said = on(lab, host, "timeout 20 patronictl -c /etc/patroni/config.yml list -f json || true")
@@ -192,16 +186,6 @@ def cluster(lab: Lab, host: str) -> dict[str, dict[str, Any]]:
         return {item["Member"]: item for item in json.loads(said)}
     except ValueError:
         return {}
-
-
-def until(what: Callable[[], bool], seconds: float, words: str) -> float:
-    """Wait for it; gives the seconds that took, raises MachineError with the words."""
-    began = time.monotonic()
-    while not what():
-        if time.monotonic() - began > seconds:
-            raise MachineError(f"After {seconds:.0f} s {words}.")
-        time.sleep(1)
-    return time.monotonic() - began
 
 
 def whole(lab: Lab, host: str) -> bool:
@@ -213,17 +197,23 @@ def whole(lab: Lab, host: str) -> bool:
 
 
 def until_whole(lab: Lab, host: str) -> float:
-    return until(lambda: whole(lab, host), REJOIN_SECONDS, f"not all members follow; {host} says {cluster(lab, host)}")
+    """Wait until all follow; gives the seconds that took, raises MachineError with what the host says of them."""
+    began = time.monotonic()
+    while not whole(lab, host):
+        if time.monotonic() - began > REJOIN_SECONDS:
+            raise MachineError(f"After {REJOIN_SECONDS} s not all members follow; {host} says {cluster(lab, host)}.")
+        time.sleep(1)
+    return time.monotonic() - began
 
 
 def started(lab: Lab) -> list[str]:
     """When PostgreSQL and Patroni started, on each host of the database."""
     who = members(lab)
-    ask = "systemctl show -p ExecMainStartTimestamp --value patroni.service"
+    patroni = "systemctl show -p ExecMainStartTimestamp --value patroni.service"
     return [
         words
         for host in (who.primary, who.replica)
-        for words in (sql(lab, host, "select pg_postmaster_start_time()"), on(lab, host, ask).strip())
+        for words in (ask(lab, host, "select pg_postmaster_start_time()"), on(lab, host, patroni).strip())
     ]
 
 
@@ -242,8 +232,6 @@ def rejoins(lab: Lab, made: Traffic, who: Members) -> None:
     if cluster(lab, who.replica).get(who.primary, {}).get("Role") == "Leader":
         made.mark(f"{who.primary} still leads")
         return
-    stage = inventory.stage_file(lab.root, lab.load().stage)
-    web = next(host for host, groups in inventory.read_hosts(stage).items() if "web" in groups)
-    wait_for(lab, web, who.primary, there=True)
+    wait_for(lab, who.primary, there=True)
     go_back(lab, made, who)
     until_whole(lab, who.primary)
