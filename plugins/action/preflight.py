@@ -668,8 +668,10 @@ class ActionModule(ActionBase):
             case "site_ssh_from":
                 return role(FIREWALL, "firewall_ssh_from", [], 22, value, [], 60)
             case "site_rate_limits":
-                asked = {"rate_limits": value, "health_path": str(get("site_ready_path") or "/healthz")}
-                return role(LIMITS, "haproxy_rate_limits", asked)
+                health, ready = (str(get(f"site_{kind}_path") or "/healthz") for kind in ("health", "ready"))
+                found = role(LIMITS, "haproxy_rate_limits", {"rate_limits": value, "health_path": ready})
+                # The edge asks the one, whoever watches the site from outside the other.
+                return found or list(values.health_limit_problems(value, health))
             case "site_gates":
                 odd = load(KIT / "roles/django/filter_plugins/django.py").django_odd_commands({}, value, [])
                 return [
