@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kit import HERE, KEY, ROOT, SITE, run_playbook
 from lab.inventory import read_hosts, stage_file, stages
@@ -321,6 +322,17 @@ def test_several_web_hosts_need_an_edge() -> None:
     assert preflight.fleet_problems({"web": ["a", "b"]}, 0) == []  # an operation, not a stage
     [problem] = preflight.fleet_problems({"web": ["a", "b"]}, 3)
     assert "a, b" in problem and "playbooks/stage4.yml" in problem
+
+
+def test_an_edge_without_a_web_host_is_refused(make_inventory: Callable[..., Path]) -> None:
+    [play, *_] = yaml.safe_load((ROOT / "playbooks/stage4.yml").read_text())
+    asked = {"groups": play["vars"]["preflight_groups"], "stage": play["vars"]["preflight_stage"]}
+    edge = make_inventory({"edge": ["web1"], "database": ["db1"]}, hosts=hosts())
+    [problem] = inventory_problems(edge, args=asked)
+    assert (
+        problem
+        == "The group web has no host, and this stage needs one: the site runs there. Add a host to web in the inventory."
+    )
 
 
 def test_two_edges_cannot_both_prove_the_names() -> None:
