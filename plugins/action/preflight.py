@@ -343,15 +343,17 @@ def limit_problems(limits: Mapping[str, int], visibility: int, redis: bool) -> l
     ]
 
 
-def line_break_problems(passwords: Mapping[str, str]) -> list[str]:
-    """The sentence for passwords that no line of a configuration can hold; names only."""
-    broken = sorted(name for name, value in passwords.items() if re.search(r"[\r\n\0]", value))
-    if not broken:
-        return []
-    return [
-        f"{listed(broken)} has a line break in it, which no configuration file can hold. Write it on one line (in YAML: "
-        "quoted, or |- in place of |)."
-    ]
+def line_break_problems(passwords: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """One sentence per password that no line of a configuration can hold; `passwords` has each by its name and by host."""
+    problems = []
+    for name, by_host in sorted(passwords.items()):
+        broken = [host for host, value in by_host.items() if re.search(r"[\r\n\0]", value)]
+        if broken:
+            problems.append(
+                f"{name} has a line break in it on {listed(broken)}, which no configuration file can hold. Write it on one "
+                "line (in YAML: quoted, or |- in place of |)."
+            )
+    return problems
 
 
 def address_problems(addresses: Mapping[str, str]) -> list[str]:
@@ -547,7 +549,7 @@ class ActionModule(ActionBase):
         problems += self._settings(hostvars, raw, groups, version)
         problems += self._role_variables(raw)
         if not problems and hosts:
-            problems += line_break_problems(self._passwords(hostvars, raw, hosts[0]))
+            problems += line_break_problems(self._passwords(hostvars, raw))
         if not problems and groups.get("worker"):
             problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
@@ -723,12 +725,17 @@ class ActionModule(ActionBase):
             ]
         return problems
 
-    def _passwords(self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], host: str) -> dict[str, str]:
-        """Secrets that a person has set. The kit's own are left alone: reading one would make it."""
+    def _passwords(self, hostvars: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        """Secrets that a person has set, by name and by host. The kit's own are left alone: reading one would make it."""
         usual = defaults()
-        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key")) and name in raw[host]]
-        chosen = [name for name in secret if raw[host][name] != usual.get(name)]
-        return {name: str(self._value(hostvars, host, name)[0] or "") for name in chosen}
+        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key"))]
+        chosen = {
+            name: [host for host in raw if raw[host].get(name, usual.get(name)) != usual.get(name)] for name in secret
+        }
+        return {
+            name: {host: str(self._value(hostvars, host, name)[0] or "") for host in own}
+            for name, own in chosen.items()
+        }
 
     def _workers(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
         hosts = list(groups["worker"])

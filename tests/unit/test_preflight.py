@@ -289,8 +289,8 @@ def test_queues_of_the_settings_routes_are_found() -> None:
         ),
         ({"site_workers": [{"name": "a", "queues": ["mail"]}]}, "The worker a on db1 consumes mail"),
         ({"site_queues": {"celery": {}, "mail": {}}}, "Nobody consumes the queue mail"),
-        ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it"),
-        ({"site_database_password": "two\r"}, "site_database_password has a line break in it"),
+        ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it on db1, web1, which"),
+        ({"site_database_password": "two\r"}, "site_database_password has a line break in it on db1, web1, which"),
     ],
 )
 def test_background_work_that_cannot_go_well_is_refused(
@@ -304,6 +304,16 @@ def test_background_work_that_cannot_go_well_is_refused(
 
 def test_background_work_as_the_kit_sets_it_up_is_accepted(make_inventory: Callable[..., Path]) -> None:
     assert inventory_problems(make_inventory({**FOUR, "worker": ["web1", "db1"]}, hosts=hosts())) == []
+
+
+@pytest.mark.parametrize("host", ["db1", "web1"])
+def test_a_password_of_one_host_is_looked_at_as_well(make_inventory: Callable[..., Path], host: str) -> None:
+    inventory = make_inventory(TWO, hosts=hosts(**{host: {"site_database_password": "a secret\n"}}))
+    [problem] = inventory_problems(inventory)
+    assert (
+        problem.startswith(f"site_database_password has a line break in it on {host}, which")
+        and "secret" not in problem
+    )
 
 
 def test_workers_need_a_broker(make_inventory: Callable[..., Path]) -> None:
