@@ -441,6 +441,25 @@ def test_only_the_first_web_host_migrates(make_inventory: Callable[..., Path]) -
     assert [site.value(host, "django_migrate") for host in ("web1", "web2")] == [True, False]
 
 
+def test_linter_of_migrations_comes_with_its_package_its_app_and_its_gate_when_it_is_asked_for(
+    make_inventory: Callable[..., Path],
+) -> None:
+    site = one(make_inventory, "two hosts", site_lint_migrations=True, site_gates=["check_ledger"])
+    [package] = linters(site)
+    assert re.fullmatch(r"django-migration-linter==\d+\.\d+\.\d+", package), "a stage run must not change it"
+    assert site.value("web1", "django_apps") == ["django_migration_linter"]
+    assert site.value("web1", "django_gates") == ["lintmigrations --unapplied-migrations --no-cache", "check_ledger"]
+
+
+def test_nothing_of_the_linter_is_there_unless_it_is_asked_for(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two hosts")
+    assert [linters(site), site.value("web1", "django_apps"), site.value("web1", "django_gates")] == [[], [], []]
+
+
+def linters(site: Environment) -> list[str]:
+    return [name for name in site.value("web1", "django_packages") if "linter" in name]
+
+
 def test_one_web_host_has_its_uploads_as_plain_files(make_inventory: Callable[..., Path]) -> None:
     inventory = make_inventory(SHAPES["two hosts"], hosts=HOSTS)
     site = Environment(inventory)
