@@ -21,6 +21,9 @@ ALONE_COMMITS = 3  # on the primary that nobody reaches, so that the report has 
 RETURN_SECONDS = 30  # in which a former primary shows what it does by itself
 LAG_SECONDS = 20
 SSH_SECONDS = 120
+AFTER_SECONDS = 10  # of orders after the moment that is restored, which must not be there
+UNDER_WAY_SECONDS = 10  # at most from an order's own time to its commit
+CLOCK_SECONDS = 1  # at most between the clocks of two hosts
 
 
 @dataclass(frozen=True)
@@ -249,19 +252,128 @@ def wait_for(lab: Lab, replica: str, there: bool) -> float:
 
 
 def restore(lab: Lab, made: Traffic) -> None:
-    """Any moment since the oldest backup comes back, and holds what the notes of that moment say, while the site goes on."""
+    """A random moment comes back as it was noted, and one that is chosen has exactly the orders that were placed by then."""
     made.mark("a backup")
     play(lab, "backup", "playbooks/backup.yml", "-e", "type=incr")
     made.mark("a restore to a random moment")
-    said = play(lab, "restore", "playbooks/restore-drill.yml")
-    for words in re.findall(r"^\s*- (.*(?:RTO|equal to|RPO).*)$", said, re.M):
+    for words in proven(play(lab, "restore", "playbooks/restore-drill.yml")):
         console.print(words)
     made.mark("it was as it should be")
+    restore_orders(lab, made)
+
+
+def proven(said: str) -> list[str]:
+    """What restore-drill.yml says it has proven; raises MachineError when a sentence is not there."""
+    plain = " ".join(said.split())  # Ansible breaks long lines
+    found = []
+    for sentence in (
+        r"\S+ as of \S+ \S+ was there [\d.]+ s after the restore began \(RTO\)",
+        r"\d+ tables equal to the last bit, \d+ that were written to hold what they may; no damage in any page or index",
+        r"the writes of at most [\d.]+ s would have been lost \(RPO\)",
+    ):
+        match = re.search(sentence, plain)
+        if not match:
+            raise MachineError(f"restore-drill.yml did not say “{sentence}”.")
+        found.append(match[0])
+    return found
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment by the database's own clock, which lies between two of the traffic's: no clock is compared with another."""
+
+    words: str
+    since: float
+    until: float
+
+
+def restore_orders(lab: Lab, made: Traffic) -> None:
+    """Restore to a moment beside the site, and compare the copy's orders with those that visitors placed by then."""
+    primary, keeper, name = hosts_in(lab, "database")[0], backup_keeper(lab), commands.site_settings(lab)["site_name"]
+    moment = now_of(lab, made, primary)
+    made.mark("the moment")
+    time.sleep(AFTER_SECONDS)
+    made.mark("a restore to it")
+    said = play(lab, "restore-beside", "playbooks/restore.yml", "-e", f"moment='{moment.words}'")
+    look, remove = commands_said(said)
+    try:
+        keys = on(lab, keeper, f"cd / && {look} -XqAtw -c \"select key from orders_order where key like 'traffic-%'\"")
+        total = int(on(lab, keeper, f"cd / && {look} -XqAtw -c 'select count(*) from orders_order'"))
+    finally:
+        on(lab, keeper, remove)
+    made.mark("the copy is removed")
+    before, after = judge_copy(moment, dict(made.sent), dict(made.answered), set(keys.split()))
+    least, most = placed_by(lab, primary, name, moment)
+    if not least <= total <= most:
+        raise MachineError(
+            f"The copy of {moment.words} has {total} orders; the site has {least} to {most} that were placed by then."
+        )
+    console.print(
+        f"As of {moment.words} the copy has all {before} orders acknowledged before and none of the {after} sent after; "
+        f"{total} in all, where the site has {least} to {most}."
+    )
+
+
+def now_of(lab: Lab, made: Traffic, primary: str) -> Moment:
+    since = made.now
+    words = ask(lab, primary, "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US+00')")
+    return Moment(words, since, made.now)
+
+
+def commands_said(said: str) -> tuple[str, str]:
+    """How restore.yml says that one looks into what it has restored, and removes it; both as root."""
+    plain = " ".join(said.split())
+    look = re.search(r"look: sudo (runuser [^'\"]+)['\"]", plain)
+    remove = re.search(r"remove: sudo (/etc/pgbackrest/control discard [^'\" ]+)", plain)
+    if not look or not remove:
+        raise MachineError("restore.yml did not say how to look into the copy and how to remove it.")
+    return look[1], remove[1]
+
+
+def judge_copy(moment: Moment, sent: dict[str, float], answered: dict[str, float], there: set[str]) -> tuple[int, int]:
+    """How many orders were acknowledged before a moment and sent after it; raises MachineError for one that is missing or too many.
+
+    What was under way at the moment may be there or not. Where there is nothing to compare, nothing was proven.
+    """
+    before = {key for key, at in answered.items() if at < moment.since}
+    after = {key for key, at in sent.items() if at > moment.until}
+    if not before or not after:
+        raise MachineError(
+            f"{len(before)} orders were acknowledged before {moment.words} and {len(after)} sent after it, so nothing was compared."
+        )
+    missing, early = before - there, after & there
+    if missing or early:
+        raise MachineError(
+            f"The copy of {moment.words} lacks {len(missing)} orders of {len(before)} that were acknowledged before, and has "
+            f"{len(early)} of {len(after)} that were sent after: {', '.join(sorted(missing | early)[:3])}"
+        )
+    return len(before), len(after)
+
+
+def placed_by(lab: Lab, primary: str, name: str, moment: Moment) -> tuple[int, int]:
+    """How many orders the site has of before a moment: at least, at most. An order's own time is the web host's, and before its commit."""
+    at = f"timestamptz '{moment.words}'"
+    counts = ", ".join(
+        f"count(*) filter (where created <= {at} {more})"
+        for more in (f"- interval '{UNDER_WAY_SECONDS} s'", f"+ interval '{CLOCK_SECONDS} s'")
+    )
+    least, most = ask(lab, primary, f"select {counts} from orders_order", name).split("|")
+    return int(least), int(most)
+
+
+def hosts_in(lab: Lab, group: str) -> list[str]:
+    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
+    return [host for host, groups in found.items() if group in groups]
+
+
+def backup_keeper(lab: Lab) -> str:
+    """The host that keeps the backups, chosen as the playbooks do: of backup, else a web host that is no database, else that."""
+    database = hosts_in(lab, "database")
+    return [*hosts_in(lab, "backup"), *(host for host in hosts_in(lab, "web") if host not in database), *database][0]
 
 
 def backup_host(lab: Lab) -> str:
-    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
-    named = [host for host, groups in found.items() if "backup" in groups]
+    named = hosts_in(lab, "backup")
     if not named:
         raise MachineError(f"The lab {lab.name} has no host in backup. ./ladder up 5 makes one.")
     return named[0]

@@ -536,7 +536,7 @@ DRILLS = {
         2,
     ),
     "restore": Drill(
-        "a random moment is restored beside the running site and judged; no visit fails",
+        "two moments are restored beside the running site: one as it was noted, one with the orders of then; no visit fails",
         database_drills.restore,
         nothing_failed,
     ),
