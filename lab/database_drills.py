@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from docker.models.containers import Container
@@ -14,9 +15,12 @@ from lab import ansible, commands, hosts, inventory
 from lab.machine import MachineError, tail
 from lab.model import Lab
 from lab.report import console, step
-from lab.traffic import Traffic
+from lab.traffic import Traffic, Visit, longest_gap
 
 WRITES = ("order", "upload")
+SWITCHOVER_SECONDS = 10  # that a write waits at most
+FAILOVER_SECONDS = 15  # from the command to the first write that went well
+GAP_SECONDS = 30  # at most without a write that went well, while a primary is lost and replaced
 ALONE_COMMITS = 3  # on the primary that nobody reaches, so that the report has something to count
 RETURN_SECONDS = 30  # in which a former primary shows what it does by itself
 LAG_SECONDS = 20
@@ -44,7 +48,7 @@ def members(lab: Lab) -> Members:
 
 
 def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
-    """Run a playbook; gives its output. With `fails` it has to fail with these words. Raises MachineError."""
+    """Run a playbook; gives its output. With `fails` it has to fail with these words, and change nothing. Raises MachineError."""
     log = lab.logs / f"drill-{name}.log"
     command = ansible.playbook_command(lab, inventory.stage_file(lab.root, lab.load().stage), list(words))
     with step(" ".join(words)) as running:
@@ -53,7 +57,17 @@ def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
         raise MachineError(f"{words[0]} had to fail with “{fails}”, and ended with {code}. The whole log: {log}")
     if code and not fails:
         raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+    if fails:
+        see_unchanged(words[0], output)
     return output
+
+
+def see_unchanged(what: str, output: str) -> None:
+    """A run that refuses has changed nothing; raises MachineError with the hosts that it has changed."""
+    counts = ansible.recap(output)
+    changed = [host for host, count in counts.items() if count["changed"]]
+    if changed or not counts:
+        raise MachineError(f"{what} failed as it should, and changed {', '.join(changed) or 'nobody knows what'}.")
 
 
 def on(lab: Lab, host: str, command: str) -> str:
@@ -87,16 +101,52 @@ def first_write(made: Traffic, since: float) -> float:
     raise MachineError("Nothing was written within a minute.")
 
 
+def written_again(made: Traffic, since: float, most: float) -> None:
+    """Wait for the first write that begins after a moment and goes well; raises MachineError when it comes too late."""
+    seconds = first_write(made, since)
+    console.print(f"Until the first write that went well: {seconds:.1f} s (promised: {most:g}).")
+    if seconds > most:
+        raise MachineError(f"The first write went well after {seconds:.1f} s, more than {most:g}.")
+
+
+def longest_write(visits: Iterable[Visit], since: float) -> float:
+    """How long the slowest write took that was due after a moment, whether it went well or not.
+
+    Reads say nothing of it: replicas go on serving them. Raises MachineError when nothing was written.
+    """
+    seconds = [visit.seconds for visit in visits if visit.kind in WRITES and visit.due >= since]
+    if not seconds:
+        raise MachineError("Nothing was written, so nothing was measured.")
+    return max(seconds)
+
+
+def writes_waited(made: Traffic, since: float, most: float) -> None:
+    seconds = longest_write(list(made.visits), since)
+    console.print(f"The slowest write took {seconds:.1f} s (promised: {most:g}).")
+    if seconds > most:
+        raise MachineError(f"A write took {seconds:.1f} s, more than {most:g}.")
+
+
+def writes_paused(made: Traffic, most: float) -> None:
+    """See that never for longer than so many seconds no write went well; raises MachineError."""
+    writes = [visit for visit in list(made.visits) if visit.kind in WRITES]
+    seconds = longest_gap(writes, made.now)
+    console.print(f"The longest time without a write that went well: {seconds:.1f} s (promised: {most:g}).")
+    if seconds > most:
+        raise MachineError(f"For {seconds:.1f} s no write went well, more than {most:g}.")
+
+
 def switchover(lab: Lab, made: Traffic) -> None:
     """There and back; in between a stage run with the old inventory refuses and says which line to change."""
     who = members(lab)
-    stage = lab.load().stage
+    stage, since = lab.load().stage, made.now
     made.mark(f"switchover to {who.replica}")
     play(lab, "switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
     made.mark("a stage run")
     line = f"Set site_database_primary: {who.replica} in group_vars/site.yml."
     play(lab, "refused", f"playbooks/stage{stage}.yml", fails=line)
     go_back(lab, made, who)
+    writes_waited(made, since, SWITCHOVER_SECONDS)
 
 
 def go_back(lab: Lab, made: Traffic, who: Members, *setting: str) -> None:
@@ -129,13 +179,12 @@ def kill_primary(lab: Lab, made: Traffic, *setting: str) -> int:
     since = made.now
     made.mark("failover")
     play(lab, "failover", "playbooks/failover.yml", *setting)
-    seconds = first_write(made, since)
+    written_again(made, since, FAILOVER_SECONDS)
     made.mark(f"{who.replica} is the primary")
-    console.print(f"From the command to the first write that went well: {seconds:.1f} s (promised: 15).")
-    if seconds > 15:
-        raise MachineError(f"The first write went well {seconds:.1f} s after the command, more than 15.")
     returns(lab, made, who)
-    return rejoined(lab, made, who, *setting)
+    lost = rejoined(lab, made, who, *setting)
+    writes_paused(made, GAP_SECONDS)
+    return lost
 
 
 def returns(lab: Lab, made: Traffic, who: Members) -> None:
@@ -174,7 +223,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
         since = made.now
         made.mark("failover")
         play(lab, "failover", "playbooks/failover.yml")
-        console.print(f"From the command to the first write that went well: {first_write(made, since):.1f} s.")
+        written_again(made, since, FAILOVER_SECONDS)
     finally:
         network.connect(container, ipv4_address=state.addresses[who.primary])
         lab.close_connections()
@@ -195,6 +244,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
     lost = rejoined(lab, made, who)
     if lost < ALONE_COMMITS:
         raise MachineError(f"rejoin.yml counted {lost} commits of {ALONE_COMMITS} that {who.primary} alone had.")
+    writes_paused(made, GAP_SECONDS)
     return lost - ALONE_COMMITS  # no orders, so they excuse none
 
 

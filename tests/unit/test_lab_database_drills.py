@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from lab import database_drills as drills
+from lab import patroni_drills
 from lab.machine import MachineError
+from lab.traffic import Visit
 
 MOMENT = drills.Moment("2031-05-01 12:00:00.123456+00", 10.0, 10.5)
 SENT = {"early": 1.0, "unanswered": 2.0, "under-way": 9.9, "at-it": 10.2, "late": 11.0, "refused": 12.0}
@@ -66,3 +70,61 @@ def test_the_copy_is_asked_and_removed_by_the_commands_that_the_run_says() -> No
     assert remove == "/etc/pgbackrest/control discard /var/lib/restored/20310501T130000Z"
     with pytest.raises(MachineError, match="did not say how"):
         drills.commands_said(SAID.replace("remove:", ""))
+
+
+def load(*visits: Visit, now: float = 60.0) -> SimpleNamespace:
+    return SimpleNamespace(visits=list(visits), now=now)
+
+
+READS = [Visit(float(second), 0.1, "page") for second in range(60)]
+
+
+def test_a_write_that_waits_is_seen_though_replicas_serve_all_reads() -> None:
+    quick, slow = Visit(5.0, 0.2, "order"), Visit(6.0, 10.5, "upload")
+    drills.writes_waited(load(*READS, quick), 0.0, 10)
+    with pytest.raises(MachineError, match="A write took 10.5 s, more than 10"):
+        drills.writes_waited(load(*READS, quick, slow), 0.0, 10)
+    with pytest.raises(MachineError, match="10.5 s"):
+        drills.writes_waited(load(quick, Visit(6.0, 10.5, "order", "no answer in time")), 0.0, 10)
+    assert drills.longest_write([slow, Visit(7.0, 0.3, "order")], 6.5) == 0.3, "what was due before is not counted"
+    with pytest.raises(MachineError, match="Nothing was written"):
+        drills.writes_waited(load(*READS), 0.0, 10)
+
+
+def test_a_time_without_writes_is_seen_though_replicas_serve_all_reads() -> None:
+    often = [Visit(float(second), 0.1, "order") for second in range(0, 60, 20)]
+    drills.writes_paused(load(*READS, *often), 30)
+    with pytest.raises(MachineError, match="no write went well, more than 30"):
+        drills.writes_paused(load(*READS, often[0], Visit(20.0, 0.1, "order", "status 503"), often[2]), 30)
+
+
+def test_a_first_write_that_comes_too_late_breaks_the_promise() -> None:
+    drills.written_again(load(Visit(1.0, 14.0, "order"), now=20.0), 0.0, 15)
+    with pytest.raises(MachineError, match="went well after 16.0 s, more than 15"):
+        drills.written_again(load(Visit(1.0, 15.0, "order"), now=20.0), 0.0, 15)
+
+
+@pytest.mark.parametrize(
+    ("recap", "words"),
+    [
+        ("db1 : ok=3 changed=0 unreachable=0 failed=1", ""),
+        ("db1 : ok=3 changed=0 unreachable=0 failed=1\ndb2 : ok=3 changed=1 unreachable=0 failed=0", "changed db2"),
+        ("", "nobody knows what"),
+    ],
+)
+def test_a_run_that_refuses_has_changed_nothing(recap: str, words: str) -> None:
+    output = f"PLAY RECAP ****\n{recap}\n"
+    if not words:
+        drills.see_unchanged("playbooks/stage5.yml", output)
+        return
+    with pytest.raises(MachineError, match=words):
+        drills.see_unchanged("playbooks/stage5.yml", output)
+
+
+def test_a_writer_that_says_nothing_has_not_counted_as_one_that_wrote_nothing() -> None:
+    def host(said: str) -> SimpleNamespace:
+        return SimpleNamespace(name="db1", exec_run=lambda command: SimpleNamespace(output=said.encode()))
+
+    assert patroni_drills.write_alone(host("written 12\n"), 1) == 12
+    with pytest.raises(MachineError, match="said nothing that could be read"):
+        patroni_drills.write_alone(host("bash: runuser: not found\n"), 1)
