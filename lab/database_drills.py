@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from docker.models.containers import Container
 
@@ -47,10 +50,13 @@ def members(lab: Lab) -> Members:
     return Members(named[0], named[1])
 
 
-def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
-    """Run a playbook; gives its output. With `fails` it has to fail with these words, and change nothing. Raises MachineError."""
+def play(lab: Lab, name: str, *words: str, fails: str = "", source: Path | None = None) -> str:
+    """Run a playbook, with the stage's inventory or another; gives its output.
+
+    With `fails` it has to fail with these words, and change nothing. Raises MachineError.
+    """
     log = lab.logs / f"drill-{name}.log"
-    command = ansible.playbook_command(lab, inventory.stage_file(lab.root, lab.load().stage), list(words))
+    command = ansible.playbook_command(lab, source or inventory.stage_file(lab.root, lab.load().stage), list(words))
     with step(" ".join(words)) as running:
         code, output = ansible.run_logged(command, log, running)
     if fails and (code == 0 or fails not in " ".join(output.split())):
@@ -84,6 +90,11 @@ def on(lab: Lab, host: str, command: str) -> str:
 
 def ask(lab: Lab, host: str, sql: str, database: str = "postgres") -> str:
     return on(lab, host, f"cd / && runuser -u postgres -- psql -XqAtw -d {database} -c {shlex.quote(sql)}").strip()
+
+
+def slot_of(host: str) -> str:
+    """A member's name in the replication, which its slot has too."""
+    return re.sub("[^a-z0-9_]", "_", host.lower())
 
 
 def unit(lab: Lab, host: str) -> str:
@@ -184,6 +195,33 @@ def kill_primary(lab: Lab, made: Traffic, *setting: str) -> int:
     returns(lab, made, who)
     lost = rejoined(lab, made, who, *setting)
     writes_paused(made, GAP_SECONDS)
+    return lost
+
+
+def rejoin(lab: Lab, made: Traffic) -> int:
+    """PostgreSQL is stopped on a primary whose host is there: it is switched off there, and comes back by the rejoin alone.
+
+    kill-primary has the other way: a host that is away cannot be switched off, and asks before it starts.
+    """
+    who = members(lab)
+    own = unit(lab, who.primary)
+    made.mark(f"PostgreSQL stops on {who.primary}")
+    on(lab, who.primary, f"systemctl stop {own}")
+    since = made.now
+    made.mark("failover")
+    play(lab, "failover", "playbooks/failover.yml")
+    written_again(made, since, FAILOVER_SECONDS)
+    made.mark(f"{who.replica} is the primary")
+    off = on(lab, who.primary, "grep -hx disabled /etc/postgresql/*/main/start.conf || true")
+    started = on(lab, who.primary, f"systemctl start {own} && echo started || true; systemctl stop {own}")
+    if not off or started:
+        raise MachineError(
+            f"failover.yml did not switch PostgreSQL off on {who.primary}: {off.strip()} {started.strip()}"
+        )
+    lost = rejoined(lab, made, who)
+    writes_paused(made, GAP_SECONDS)
+    if lost:
+        raise MachineError(f"{who.primary} was stopped in order, and {who.replica} lacks {lost} of its commits.")
     return lost
 
 
@@ -479,7 +517,7 @@ def alarm(lab: Lab, primary: str, raised: bool) -> None:
 def replica_full_disk(lab: Lab, made: Traffic) -> None:
     """A replica is away for so long that its WAL would fill the primary's disk: it is given up, the primary is not."""
     who = members(lab)
-    slot = re.sub("[^a-z0-9_]", "_", who.replica.lower())
+    slot = slot_of(who.replica)
     ask(lab, who.primary, "alter system set max_slot_wal_keep_size = '64MB'")
     ask(lab, who.primary, "alter system set wal_keep_size = '0'")
     ask(lab, who.primary, "alter system set max_wal_size = '64MB'")
@@ -508,6 +546,71 @@ def replica_full_disk(lab: Lab, made: Traffic) -> None:
             ask(lab, who.primary, f"alter system reset {name}")
         ask(lab, who.primary, "select pg_reload_conf()")
         ask(lab, who.primary, "drop table if exists filler")
-    made.mark("the replica is copied anew")
-    play(lab, "copied-anew", "playbooks/rejoin.yml", "-e", f"host={who.replica}", "-e", "copy=true")
+    copy_anew(lab, made, who.replica)
+
+
+def copy_anew(lab: Lab, made: Traffic, replica: str) -> None:
+    made.mark(f"{replica} is copied anew")
+    play(lab, "copied-anew", "playbooks/rejoin.yml", "-e", f"host={replica}", "-e", "copy=true")
     made.mark("it follows")
+
+
+def remove_replica(lab: Lab, made: Traffic) -> None:
+    """The last replica leaves by the steps of docs/operations/remove-replica.md and comes back by add-replica.md's."""
+    who, stage = members(lab), f"playbooks/stage{lab.load().stage}.yml"
+    play(lab, "replica-status", "playbooks/replica-status.yml")
+    made.mark(f"the site reads from {who.primary}")
+    play(lab, "reads-elsewhere", stage, "-e", "django_read_replica=")
+    made.mark(f"{who.replica} leaves")
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+        smaller = inventory.without(lab.root, lab.load().stage, who.replica, Path(folder))
+        play(lab, "leaves", stage, "-e", json.dumps({"site_pooler": True}), source=smaller)
+    see_forgotten(lab, who)
+    client = commands.connect()
+    container = client.containers.get(f"{lab.name}-{who.replica}")
+    made.mark(f"{who.replica} is turned off")
+    container.kill()
+    try:
+        drop_slot(lab, who)
+        time.sleep(AFTER_SECONDS)
+    finally:
+        container.start()
+        lab.close_connections()
+        hosts.wait_until_up(client, lab, who.replica, lab.load().addresses[who.replica])
+    made.mark(f"{who.replica} comes back")
+    play(lab, "comes-back", stage)
+    if not streams(lab, who):  # its slot was gone, and maybe the WAL that it needs
+        copy_anew(lab, made, who.replica)
+    back = wait_for(lab, who.replica, there=True)
+    made.mark(f"the site reads from {who.replica}")
+    console.print(f"{who.replica} was in rotation {back:.1f} s after it had come back.")
+    play(lab, "replica-status", "playbooks/replica-status.yml")
+
+
+def see_forgotten(lab: Lab, who: Members) -> None:
+    """No host of the site sends anything to a replica that has left, and the primary lets no replica in."""
+    wait_for(lab, who.replica, there=False)
+    rules = ask(lab, who.primary, "select count(*) from pg_hba_file_rules where 'replication' = any(database)")
+    if rules != "0":
+        raise MachineError(f"{who.primary} still lets replicas in, by {rules} lines of its pg_hba.conf.")
+
+
+def drop_slot(lab: Lab, who: Members) -> None:
+    """As soon as the primary has noticed that the replica is away; raises MachineError after a minute."""
+    name, end = slot_of(who.replica), time.monotonic() + 60
+    while ask(lab, who.primary, f"select active from pg_replication_slots where slot_name = '{name}'") == "t":
+        if time.monotonic() > end:
+            raise MachineError(
+                f"A minute after {who.replica} was turned off, its slot on {who.primary} is still in use."
+            )
+        time.sleep(1)
+    ask(lab, who.primary, f"select pg_drop_replication_slot('{name}')")
+
+
+def streams(lab: Lab, who: Members) -> bool:
+    """Whether a replica receives from the primary, within half a minute."""
+    seen = f"select count(*) from pg_stat_replication where state = 'streaming' and application_name = '{slot_of(who.replica)}'"
+    end = time.monotonic() + 30
+    while (found := ask(lab, who.primary, seen)) == "0" and time.monotonic() < end:
+        time.sleep(1)
+    return found != "0"

@@ -514,6 +514,13 @@ DRILLS = {
         2,
         asked=True,
     ),
+    "rejoin": Drill(
+        "PostgreSQL is stopped on the primary, a replica takes over, the old one is kept down and rejoins; nothing is lost",
+        database_drills.rejoin,
+        at_most(30),
+        "database",
+        2,
+    ),
     "split-brain": Drill(
         "the primary is cut off and comes back after a failover, still a primary: it takes no orders",
         database_drills.split_brain,
@@ -531,6 +538,13 @@ DRILLS = {
     "replica-full-disk": Drill(
         "a replica that is away for too long is given up, not the primary's disk; no visit fails",
         database_drills.replica_full_disk,
+        nothing_failed,
+        "database",
+        2,
+    ),
+    "remove-replica": Drill(
+        "the replica leaves the inventory, is turned off, and comes back; no visit fails",
+        database_drills.remove_replica,
         nothing_failed,
         "database",
         2,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
+from kit import ROOT
 from lab import database_drills as drills
 from lab import patroni_drills
 from lab.machine import MachineError
@@ -128,3 +130,51 @@ def test_a_writer_that_says_nothing_has_not_counted_as_one_that_wrote_nothing() 
     assert patroni_drills.write_alone(host("written 12\n"), 1) == 12
     with pytest.raises(MachineError, match="said nothing that could be read"):
         patroni_drills.write_alone(host("bash: runuser: not found\n"), 1)
+
+
+def said_by(page: str) -> set[str]:
+    """The playbooks with their words, as a page of docs/operations has them."""
+    text = (ROOT / f"docs/operations/{page}.md").read_text()
+    return set(re.findall(r"^ *ansible-playbook -i inventories/<env> (\S.*)$", text, re.M))
+
+
+def test_a_replica_is_removed_and_added_by_the_commands_of_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[str] = []
+    asked: list[str] = []
+    smaller: dict[str, bool] = {}
+
+    def play(lab, name, *words, fails="", source=None):
+        found = source or drills.inventory.stage_file(ROOT, 5)
+        smaller[name] = "db2" not in drills.inventory.read_hosts(found)
+        played.append(" ".join(words))
+        return ""
+
+    def ask(lab, host, sql, database="postgres"):
+        asked.append(f"{host}: {sql}")
+        return "0"
+
+    calls: list[str] = []
+    container = SimpleNamespace(kill=lambda: calls.append("off"), start=lambda: calls.append("on"))
+    client = SimpleNamespace(containers=SimpleNamespace(get=lambda name: container))
+    for target, name, fake in (
+        (drills, "play", play),
+        (drills, "ask", ask),
+        (drills, "wait_for", lambda lab, replica, there: 0.0),
+        (drills, "streams", lambda lab, who: False),
+        (drills.commands, "connect", lambda: client),
+        (drills.hosts, "wait_until_up", lambda *_: None),
+        (drills.time, "sleep", lambda seconds: None),
+    ):
+        monkeypatch.setattr(target, name, fake)
+    state = SimpleNamespace(stage=5, addresses={"db2": "198.18.7.12"})
+    lab = SimpleNamespace(name="lab", root=ROOT, load=lambda: state, close_connections=lambda: None)
+    drills.remove_replica(lab, SimpleNamespace(mark=lambda what: None))
+
+    assert said_by("remove-replica") | said_by("add-replica") == {
+        words.replace(' -e {"site_pooler": true}', "") for words in played
+    }
+    assert [name for name, gone in smaller.items() if gone] == ["leaves"] and calls == ["off", "on"]
+    [dropped] = re.findall(
+        r'psql -c "(select pg_drop\S+ *\S*)"', (ROOT / "docs/operations/remove-replica.md").read_text()
+    )
+    assert f"db1: {dropped}" in asked
