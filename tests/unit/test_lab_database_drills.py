@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +14,7 @@ from kit import ROOT
 from lab import database_drills as drills
 from lab import patroni_drills
 from lab.machine import MachineError
-from lab.traffic import Visit
+from lab.traffic import Answer, Traffic, Visit
 
 MOMENT = drills.Moment("2031-05-01 12:00:00.123456+00", 10.0, 10.5)
 SENT = {"early": 1.0, "unanswered": 2.0, "under-way": 9.9, "at-it": 10.2, "late": 11.0, "refused": 12.0}
@@ -57,6 +60,33 @@ def test_a_copy_that_lacks_an_order_or_has_a_later_one_is_refused(there: set[str
 def test_a_copy_with_nothing_to_compare_proves_nothing(key: str) -> None:
     with pytest.raises(MachineError, match="nothing was compared"):
         drills.judge_copy(MOMENT, {key: SENT[key]}, {key: ANSWERED[key]}, {"early"})
+
+
+class Shop:
+    """A front door that takes every other order, a tenth of a second after it has come."""
+
+    hostname = "shop.example.com"
+
+    def __init__(self) -> None:
+        self.came: list[str] = []
+
+    def request(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+        if path != "/api/orders":
+            return Answer(200, {}, b'{"state": "ready"}' if path.startswith("/reports/") else b"<html></html>")
+        key = (headers or {})["Idempotency-Key"]
+        self.came.append(key)
+        refused = len(self.came) % 2
+        time.sleep(0.1)
+        said = {"key": key, "created": "2031-05-01T12:00:00+00:00", **json.loads(body)}
+        return Answer(400 if refused else 201, {}, json.dumps(said).encode())
+
+
+def test_a_load_knows_when_each_order_was_sent_and_when_it_was_acknowledged(tmp_path: Path) -> None:
+    shop = Shop()
+    with Traffic(shop, 20.0, tmp_path / "ledger", "session") as made:
+        time.sleep(1)
+    assert set(made.sent) == set(shop.came) > set(made.answered) == set(made.ledger.read_text().split())
+    assert all(made.sent[key] > 0 and made.answered[key] - made.sent[key] >= 0.1 for key in made.answered)
 
 
 def test_each_sentence_of_the_proof_is_looked_for() -> None:
