@@ -160,11 +160,11 @@ class Traffic:
     def __init__(self, door: Door, rate: float, ledger: Path, session: str) -> None:
         self.door, self.rate, self.ledger, self.session = door, rate, ledger, session
         self.visits: list[Visit] = []
+        self.sent: dict[str, float] = {}  # an order's key -> when it was first sent, in seconds from the start
+        self.answered: dict[str, float] = {}  # -> when it was first acknowledged
         self.marks: list[Mark] = []
         self.acknowledged: list[str] = []
         self.jars: dict[str, Jar] = {}  # of who placed an order, by its key
-        self.sent: dict[str, float] = {}  # an order's key -> when it was first sent, in seconds from the start
-        self.answered: dict[str, float] = {}  # -> when it was first acknowledged
         self.started = 0.0
         self.seconds = 0.0
         self._stop = threading.Event()
