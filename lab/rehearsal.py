@@ -514,6 +514,13 @@ DRILLS = {
         2,
         asked=True,
     ),
+    "rejoin": Drill(
+        "PostgreSQL is stopped on the primary, a replica takes over, the old one is kept down and rejoins; nothing is lost",
+        database_drills.rejoin,
+        at_most(30),
+        "database",
+        2,
+    ),
     "split-brain": Drill(
         "the primary is cut off and comes back after a failover, still a primary: it takes no orders",
         database_drills.split_brain,
@@ -535,8 +542,15 @@ DRILLS = {
         "database",
         2,
     ),
+    "remove-replica": Drill(
+        "the replica leaves the inventory, is turned off, and comes back; no visit fails",
+        database_drills.remove_replica,
+        nothing_failed,
+        "database",
+        2,
+    ),
     "restore": Drill(
-        "a random moment is restored beside the running site and judged; no visit fails",
+        "two moments are restored beside the running site: one as it was noted, one with the orders of then; no visit fails",
         database_drills.restore,
         nothing_failed,
     ),

@@ -160,6 +160,8 @@ class Traffic:
     def __init__(self, door: Door, rate: float, ledger: Path, session: str) -> None:
         self.door, self.rate, self.ledger, self.session = door, rate, ledger, session
         self.visits: list[Visit] = []
+        self.sent: dict[str, float] = {}  # an order's key -> when it was first sent, in seconds from the start
+        self.answered: dict[str, float] = {}  # -> when it was first acknowledged
         self.marks: list[Mark] = []
         self.acknowledged: list[str] = []
         self.jars: dict[str, Jar] = {}  # of who placed an order, by its key
@@ -231,6 +233,7 @@ class Traffic:
     def _order(self, number: int) -> None:
         key = f"traffic-{uuid.uuid4().hex}"
         order = {"customer": f"Visitor {number}", "items": [{"sku": self._product(number), "quantity": 1}]}
+        self.sent.setdefault(key, self.now)
         answer = self._ask(
             [200, 201], "POST", "/api/orders", json.dumps(order).encode(),
             Idempotency_Key=key, Content_Type="application/json",
@@ -239,6 +242,7 @@ class Traffic:
         jar.take(answer)
         with self._lock:
             self.acknowledged.append(key)
+            self.answered.setdefault(key, self.now)
             self.jars[key] = jar
             with self.ledger.open("a") as stream:
                 stream.write(key + "\n")

@@ -765,6 +765,14 @@ def test_one_database_host_has_nothing_of_replicas(make_inventory: Callable[...,
     )
 
 
+def test_a_site_can_stop_reading_from_its_last_replica_before_the_pooler_forgets_the_way(
+    make_inventory: Callable[..., Path],
+) -> None:
+    still = one(make_inventory, "a replica", django_read_replica="")
+    assert still.value("web1", "django_read_replica") == "" and still.value("web1", "pooler_way")["replica_port"] != 0
+    assert "shop_replica" in [pool["name"] for pool in still.value("web1", "pgbouncer_databases")]
+
+
 def test_poolers_leave_the_database_connections_for_everything_else(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory, "a replica", postgres_max_connections=100)
     hosts = app_addresses(site)
