@@ -441,6 +441,37 @@ def read_own_writes_problems(seconds: int, lag: int) -> list[str]:
     ]
 
 
+def pooler_problems(
+    opened: Mapping[str, int], own: Iterable[str], takes: Mapping[str, int], reserve: int, needed: int
+) -> list[str]:
+    """The sentence for poolers that could open more connections than the database takes, or that have too few each.
+
+    `opened` has what each host with a pooler may open, `own` names those whose number a person wrote; `takes` has what each host of
+    the database takes, of which `reserve` stay for everything else; a pooler needs `needed`.
+    """
+    if not opened or not takes:
+        return []
+    narrow = min(takes, key=lambda host: takes[host])
+    left = takes[narrow] - reserve
+    each, own = left // len(opened), set(own)
+    if len(own) < len(opened) and each < needed:
+        return [
+            f"{len(opened)} hosts with a pooler would share the {takes[narrow]} connections of PostgreSQL less {reserve} for everything "
+            f"else, which leaves each {max(each, 0)}, and a pooler needs {needed}. Set postgres_max_connections: "
+            f"{needed * len(opened) + reserve} or more in group_vars/site.yml."
+        ]
+    total = sum(opened.values())
+    if total <= left:
+        return []
+    numbers = ", ".join(f"{host} {opened[host]}" for host in list(opened)[:5])
+    lower = f"pgbouncer_server_connections: {each} or less, or " if each >= needed else ""
+    return [
+        f"The poolers may open {total} connections together (pgbouncer_server_connections: {numbers}{', ...' if len(opened) > 5 else ''}), "
+        f"and PostgreSQL on {narrow} takes {takes[narrow]}, of which {reserve} stay for everything else. Set {lower}"
+        f"postgres_max_connections: {total + reserve} or more in group_vars/site.yml."
+    ]
+
+
 def media_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[str]:
     """The sentence for uploads that would be kept on a host that does not run the site."""
     web = groups.get("web") or []
@@ -548,6 +579,8 @@ class ActionModule(ActionBase):
         problems += self._role_variables(raw)
         if not problems and hosts:
             problems += line_break_problems(self._passwords(hostvars, raw, hosts[0]))
+        if not problems:
+            problems += self._poolers(hostvars, raw, groups)
         if not problems and groups.get("worker"):
             problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
@@ -637,6 +670,26 @@ class ActionModule(ActionBase):
         own = self._value(hostvars, first, "postgres_settings")[0] or {}
         synchronous = int(self._value(hostvars, first, "postgres_synchronous_replicas")[0] or 0)
         return failover_problems(groups, pooler, addresses, own, synchronous)
+
+    def _poolers(
+        self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]]
+    ) -> list[str]:
+        """What the poolers of all hosts may open, against what the database takes."""
+        coded = dict.fromkeys([*(groups.get("web") or []), *(groups.get("worker") or [])])
+        hosts = [host for host in coded if self._value(hostvars, host, "pooler_here")[0]]
+        databases = groups.get("database") or []
+        if not hosts or not databases:
+            return []
+        name = "pgbouncer_server_connections"
+        read = {host: self._value(hostvars, host, name) for host in hosts}
+        if unread := {host: error for host, (_, error) in read.items() if error}:
+            return [f"{name} cannot be read on {listed(unread)}: {next(iter(unread.values()))}. Write a whole number."]
+        opened = {host: int(value) for host, (value, _) in read.items()}
+        own = [host for host in hosts if raw[host][name] != defaults()[name]]
+        usually = read_yaml(KIT / "roles/postgres/defaults/main.yml")["postgres_max_connections"]
+        takes = {host: int(self._value(hostvars, host, "postgres_max_connections")[0] or usually) for host in databases}
+        reserve = int(self._value(hostvars, hosts[0], "pooler_connections_reserve")[0])
+        return pooler_problems(opened, own, takes, reserve, needed=8 if len(databases) > 1 else 4)
 
     def _meaning(
         self, name: str, value: Any, host: Mapping[str, Any], groups: Mapping[str, list[str]], version: str
