@@ -64,6 +64,12 @@ TEMPLATE = re.compile(r"\{[{%#]")
 ARTIFACT = re.compile(r"p[0-9a-f]{12}")  # a revision whose archive the controller has: its folder is not needed
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 UNSET = re.compile(r"\w+ uses (\w+), which is not set")
+POOLER_POSTGRES = 17  # the first that takes TLS from the first byte, as HAProxy does it
+# The least of roles' variables of which a run with fewer would end in its midst.
+LEAST = {
+    "pgbackrest_retention_full": 1, "pgbackrest_retention_differential": 1,
+    "restic_keep_daily": 1, "restic_keep_weekly": 0, "restic_keep_monthly": 0,
+}  # fmt: skip
 MEMORY_TOLERANCE = 1.001  # sums of decimal shares are not exact
 
 
@@ -378,6 +384,39 @@ def memory_problem(host: str, shares: Mapping[str, Any]) -> str | None:
     return f"The memory shares of {host} add up to {total:g} of what it has ({parts}). Lower them to 1 or less in site_memory_shares."
 
 
+def by_value(found: Mapping[str, str]) -> str:
+    """Who has which value, for a sentence: "17 on db1 and 15 on db2"; empty when all have the same."""
+    hosts: dict[str, list[str]] = defaultdict(list)
+    for host, value in found.items():
+        hosts[value or "empty"].append(host)
+    return " and ".join(f"{value} on {listed(theirs)}" for value, theirs in hosts.items()) if len(hosts) > 1 else ""
+
+
+def primaries_problems(names: Mapping[str, str], groups: Mapping[str, list[str]]) -> list[str]:
+    """The sentence for hosts that would take different ones for the primary, or one that is none; `names` by host."""
+    if parts := by_value(names):
+        return [
+            f"site_database_primary is {parts}, and all hosts have to mean the same one. Set it once, in group_vars/site.yml."
+        ]
+    return primary_host_problems(next(iter(names.values()), ""), groups)
+
+
+def version_problems(versions: Mapping[str, str], pooler: bool) -> list[str]:
+    """The sentences for major versions of the database's hosts that do not go together, or that a pooler cannot reach."""
+    problems = []
+    if parts := by_value(versions):
+        problems.append(
+            f"PostgreSQL would be {parts}, and a replica has its primary's version. Set postgres_version once, in "
+            "group_vars/site.yml, or use one release of Debian for the group database."
+        )
+    if pooler and (old := {host: one for host, one in versions.items() if int(one) < POOLER_POSTGRES}):
+        problems.append(
+            f"PostgreSQL on {listed(old)} is version {min(old.values(), key=int)}, and the pooler's way to it (TLS from the first "
+            f"byte) came with {POOLER_POSTGRES}. Use Debian 13 for the group database, or leave site_pooler and a second host out."
+        )
+    return problems
+
+
 def primary_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[str]:
     """The sentence for a primary that is no host of the database."""
     hosts = groups.get("database") or []
@@ -649,7 +688,8 @@ class ActionModule(ActionBase):
             problems += edge_tls_problems(groups, self._value(hostvars, hosts[0], "site_tls")[0])
             problems += virtual_address_problems(groups, self._value(hostvars, hosts[0], "site_virtual_address")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
-            problems += primary_host_problems(self._value(hostvars, hosts[0], "site_database_primary")[0], groups)
+            primaries = {host: str(self._value(hostvars, host, "site_database_primary")[0] or "") for host in hosts}
+            problems += primaries_problems(primaries, groups)
             problems += self._failover(hostvars, groups)
             seconds = (
                 self._value(hostvars, hosts[0], f"site_{name}_seconds")[0]
@@ -744,7 +784,11 @@ class ActionModule(ActionBase):
                 value = variables[name]
                 if (name in usual and value == usual[name]) or not is_plain(value):
                     continue
-                for problem in values.problems(name, {**described[name], "required": False}, value, strict=False):
+                spec = {**described[name], "required": False}
+                if name in LEAST:
+                    spec["min"] = LEAST[name]
+                    value = yaml.safe_load(value) if isinstance(value, str) else value
+                for problem in values.problems(name, spec, value, strict=False):
                     where[problem].append(host)
         return sorted(problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items())
 
@@ -855,5 +899,16 @@ class ActionModule(ActionBase):
             problem = f"The memory shares of {host} cannot be read: {error}" if error else memory_problem(host, shares)
             if problem:
                 problems.append(problem)
+        problems += self._versions(hostvars, task_vars["groups"])
         refuse(problems)
         return {"changed": False}
+
+    def _versions(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
+        """PostgreSQL's, of the hosts that were asked and of those that are told theirs."""
+        found = {}
+        for host in groups.get("database") or []:
+            asked = self._value(hostvars, host, "postgres_version")[0]
+            version = str(asked or self._value(hostvars, host, "distribution_postgres")[0] or "")
+            if version.isdigit():  # the role refuses what is no number
+                found[host] = version
+        return version_problems(found, bool(found) and bool(self._value(hostvars, next(iter(found)), "site_pooler")[0]))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kit import SITE
-from preflighted import inventory_problems, preflight
+from preflighted import inventory_problems, preflight, verdict_problems
 
 REPLICA = {
     "web": ["web1", "web2"],
@@ -18,6 +18,7 @@ REPLICA = {
     "edge": ["web1"],
     "database": ["db1", "db2"],
 }
+ONE = {"web": ["web1"], "database": ["db1"]}
 
 
 def addressed(groups: dict[str, list[str]], **more: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -101,3 +102,86 @@ def test_the_numbers_of_many_poolers_are_cut_for_reading() -> None:
     opened = {f"web{n}": 30 for n in range(9)}
     [said] = preflight.pooler_problems(opened, opened, {"db1": 200}, 25, 8)
     assert "web4 30, ...)" in said and "web5" not in said and "pgbouncer_server_connections: 19 or less" in said
+
+
+# Who is primary, and what the others copy.
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"site_database_primary": "db9"}, "site_database_primary is db9, and the group database has db1, db2. Name one of them."),
+        ({"site_database_primary": "web1"}, "site_database_primary is web1, and the group database has db1, db2."),
+        (
+            {"site_database_primary": "db1", "hosts": {"db2": {"site_database_primary": "db2"}}},
+            "site_database_primary is db1 on db1, web1, web2, worker1 and db2 on db2, and all hosts have to mean the same one. Set it once",
+        ),
+        ({"hosts": {"web1": {"site_database_primary": "db2"}}}, "site_database_primary is db2 on web1 and empty on db1, db2, web2"),
+        ({"stage": 1}, "The group database has db1, db2, and stage 1 knows one primary without replicas. Run playbooks/stage5.yml"),
+        ({"stage": 4}, "The group database has db1, db2, and stage 4 knows one primary without replicas."),
+        (
+            {"site_read_own_writes_seconds": 6},
+            "site_read_own_writes_seconds is 6, and a replica may be 5 s behind (site_replica_lag_seconds) and stays in use for 2 s more: "
+            "people would miss what they have just written. Set it to 7 or more.",
+        ),
+        ({"site_replica_lag_seconds": 9}, "site_read_own_writes_seconds is 10, and a replica may be 9 s behind"),
+    ],
+    ids=lambda value: str(value)[:60],
+)  # fmt: skip
+def test_replicas_that_could_not_serve_are_refused(
+    make_inventory: Callable[..., Path], more: dict[str, Any], sentence: str
+) -> None:
+    said = said_of(make_inventory, REPLICA, **more)
+    assert sum(problem.startswith(sentence) for problem in said) == 1, said
+    assert len(said) == 1 or more.get("stage") == 1  # of which the other groups are of a higher stage too
+
+
+@pytest.mark.parametrize("more", [{"site_read_own_writes_seconds": 7}, {"site_database_primary": "db2"}])
+def test_replicas_that_can_serve_are_accepted(make_inventory: Callable[..., Path], more: dict[str, Any]) -> None:
+    assert said_of(make_inventory, REPLICA, **more) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "hosts", "debian", "more", "sentence"),
+    [
+        (REPLICA, {"db1": {"postgres_version": "18"}}, {}, {}, "PostgreSQL would be 18 on db1 and 17 on db2, and a replica has its pri"),
+        (REPLICA, {"db1": {"postgres_version": 17}}, {}, {}, ""),
+        (REPLICA, {}, {"db2": "12"}, {"postgres_version": 17}, ""),
+        (REPLICA, {}, {"db2": "12"}, {"site_pooler": False}, "PostgreSQL would be 17 on db1 and 15 on db2, and a replica has its"),
+        (REPLICA, {}, {"db1": "12", "db2": "12"}, {}, "PostgreSQL on db1, db2 is version 15, and the pooler's way to it (TLS from"),
+        (ONE, {}, {}, {"postgres_version": "16", "site_pooler": True}, "PostgreSQL on db1 is version 16, and the pooler's way"),
+        (ONE, {}, {"db1": "12"}, {}, ""),
+    ],
+)  # fmt: skip
+def test_versions_that_do_not_go_together_or_that_no_pooler_reaches_are_refused(
+    make_inventory: Callable[..., Path], groups: Any, hosts: Any, debian: Any, more: dict[str, Any], sentence: str
+) -> None:
+    inventory = make_inventory(groups, {**SITE, **more}, hosts=addressed(groups, **hosts))
+    said = verdict_problems(inventory, debian)
+    assert [problem.startswith(sentence) for problem in said] == ([True] if sentence else []), said
+
+
+# Backups.
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        ("pgbackrest_retention_full", 0, 1),
+        ("pgbackrest_retention_full", "0", 1),
+        ("pgbackrest_retention_differential", 0, 1),
+        ("restic_keep_daily", 0, 1),
+        ("restic_keep_weekly", -1, 0),
+        ("restic_keep_monthly", -1, 0),
+    ],
+)
+def test_backups_that_would_not_be_kept_are_refused(
+    make_inventory: Callable[..., Path], name: str, value: Any, least: int
+) -> None:
+    [said] = said_of(make_inventory, ONE, stage=1, **{name: value})
+    assert said == f"{name} must be {least} or more; found {value} on db1, web1."
+
+
+@pytest.mark.parametrize("name", sorted(preflight.LEAST))
+def test_the_fewest_backups_that_can_be_kept_are_accepted(make_inventory: Callable[..., Path], name: str) -> None:
+    assert said_of(make_inventory, ONE, stage=1, **{name: preflight.LEAST[name]}) == []
