@@ -480,6 +480,20 @@ def read_own_writes_problems(seconds: int, lag: int) -> list[str]:
     ]
 
 
+def repository_problems(groups: Mapping[str, list[str]], keeper: str, said: bool, store: bool) -> list[str]:
+    """The sentence for backups that would be lost with the database; `said` is that it is meant, `store` that they lie elsewhere.
+
+    A site that is one machine has no other place: there each run warns.
+    """
+    if said or store or keeper not in (groups.get("database") or []) or len(set(groups.get("site") or [])) < 2:
+        return []
+    return [
+        f"The backups of the database would lie on {keeper}, which is a host of the database, and be lost with it. Add a host that is "
+        "not in database to the group backup, or set site_backup_s3; if it is meant so, set pgbackrest_same_machine: true in "
+        "group_vars/site.yml."
+    ]
+
+
 def pooler_problems(
     opened: Mapping[str, int], own: Iterable[str], takes: Mapping[str, int], reserve: int, needed: int
 ) -> list[str]:
@@ -618,8 +632,10 @@ class ActionModule(ActionBase):
         problems += self._role_variables(raw)
         if not problems and hosts:
             problems += line_break_problems(self._passwords(hostvars, raw, hosts[0]))
-        if not problems:
+        # An operation changes neither; it may be what mends them.
+        if not problems and stage:
             problems += self._poolers(hostvars, raw, groups)
+            problems += self._repository(hostvars, raw, groups)
         if not problems and groups.get("worker"):
             problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
@@ -730,6 +746,19 @@ class ActionModule(ActionBase):
         takes = {host: int(self._value(hostvars, host, "postgres_max_connections")[0] or usually) for host in databases}
         reserve = int(self._value(hostvars, hosts[0], "pooler_connections_reserve")[0])
         return pooler_problems(opened, own, takes, reserve, needed=8 if len(databases) > 1 else 4)
+
+    def _repository(
+        self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]]
+    ) -> list[str]:
+        databases = groups.get("database") or []
+        keeper = str(self._value(hostvars, databases[0], "backup_host")[0]) if databases else ""
+        if keeper not in databases:
+            return []
+        name = "pgbackrest_same_machine"
+        # The wiring says it by itself, so that a site that is one machine needs nothing.
+        said = raw[keeper][name] != defaults()[name] and bool(self._value(hostvars, keeper, name)[0])
+        store = bool(self._value(hostvars, keeper, "site_backup_s3")[0])
+        return repository_problems(groups, keeper, said, store)
 
     def _meaning(
         self, name: str, value: Any, host: Mapping[str, Any], groups: Mapping[str, list[str]], version: str

@@ -7,14 +7,16 @@ import functools
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from test_templates import samples
 
-from kit import ROOT, load_module
+from kit import HERE, ROOT, load_module, run_playbook
 from rendered import Role
 
 ROLE = ROOT / "roles/pgbackrest"
@@ -220,6 +222,28 @@ def test_alarm_names_everything_that_is_wrong(
     found = control.wrong("shop", {**good, **told})
     assert len(found) == len(words)
     assert all(sentence.startswith(start) for sentence, start in zip(found, words, strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("groups", "warned"),
+    [({"web": ["one"], "database": ["one"]}, True), ({"web": ["web1"], "database": ["db1"]}, False)],
+)
+def test_a_run_warns_where_the_only_machine_keeps_its_own_backups(
+    make_inventory: Callable[..., Path], tmp_path: Path, groups: dict[str, list[str]], warned: bool
+) -> None:
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    tasks = yaml.safe_load((ROLE / "tasks/run.yml").read_text())
+    play = {
+        "name": "The end of the role", "hosts": "database", "gather_facts": True, "gather_subset": ["!all", "!min", "platform"],
+        "tasks": [task for task in tasks if "ansible.builtin.debug" in task and "same machine" in task["name"]],
+    }  # fmt: skip
+    (tmp_path / "end.yml").write_text(yaml.safe_dump([play]))
+    hosts = {host: {**HERE, "host_address": f"198.18.9.{n}"} for n, [host] in enumerate(groups.values())}
+    done = run_playbook(tmp_path / "end.yml", make_inventory(groups, hosts=hosts))
+    assert done.returncode == 0, done.stdout
+    said = " ".join(done.stdout.split())
+    warning = "lie on the machine itself. They help against a mistake, not against the loss of the machine or its disk. Give the repository"
+    assert (warning in said) is warned
 
 
 # --- what is restored

@@ -185,3 +185,51 @@ def test_backups_that_would_not_be_kept_are_refused(
 @pytest.mark.parametrize("name", sorted(preflight.LEAST))
 def test_the_fewest_backups_that_can_be_kept_are_accepted(make_inventory: Callable[..., Path], name: str) -> None:
     assert said_of(make_inventory, ONE, stage=1, **{name: preflight.LEAST[name]}) == []
+
+
+S3 = {"bucket": "b", "endpoint": "s3.example.com", "region": "eu", "key": "k", "key_secret": "hush"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "more", "keeper"),
+    [
+        ({**ONE, "backup": ["db1"]}, {}, "db1"),
+        ({**ONE, "backup": ["db1"]}, {"pgbackrest_same_machine": False}, "db1"),
+        ({**REPLICA, "backup": ["db2"]}, {}, "db2"),
+        # Nobody names it, and other machines could be named.
+        ({"web": ["one"], "database": ["one"], "edge": ["edge1"]}, {}, "one"),
+    ],
+)
+def test_a_repository_on_the_databases_host_is_refused_unless_it_is_said(
+    make_inventory: Callable[..., Path], groups: dict[str, list[str]], more: dict[str, Any], keeper: str
+) -> None:
+    [said] = said_of(make_inventory, groups, **more)
+    assert said.startswith(
+        f"The backups of the database would lie on {keeper}, which is a host of the database, and be lost with it."
+    )
+    assert "group backup" in said and "pgbackrest_same_machine: true" in said
+
+
+@pytest.mark.parametrize(
+    ("groups", "more"),
+    [
+        (ONE, {}),
+        ({**ONE, "backup": ["backup1"]}, {}),
+        ({**ONE, "backup": ["db1"]}, {"pgbackrest_same_machine": True}),
+        ({**ONE, "backup": ["db1"]}, {"site_backup_s3": S3}),
+        ({"web": ["one"], "database": ["one"]}, {}),
+        ({"web": ["one"], "database": ["one"], "backup": ["one"], "cache": ["one"]}, {}),
+    ],
+)
+def test_a_repository_elsewhere_as_said_or_on_the_only_machine_is_accepted(
+    make_inventory: Callable[..., Path], groups: dict[str, list[str]], more: dict[str, Any]
+) -> None:
+    assert said_of(make_inventory, groups, **more) == []
+
+
+@pytest.mark.parametrize(("stage", "problems"), [(5, 2), (0, 0)])
+def test_an_operation_is_not_refused_for_what_a_stage_sets_up(
+    make_inventory: Callable[..., Path], stage: int, problems: int
+) -> None:
+    groups = {**REPLICA, "backup": ["db2"]}
+    assert len(said_of(make_inventory, groups, stage, pgbouncer_server_connections=200)) == problems
