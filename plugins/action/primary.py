@@ -227,9 +227,8 @@ def lost_words(found: Found, to: str) -> str:
     A replica knows what it heard last, for as long as its receiver waits for the primary; a former primary that answers and does not run
     knows where its last checkpoint began.
     """
-    same = [
-        one for one in found.values() if one["timeline"] == found[to]["timeline"]
-    ]  # no primary of an earlier failover
+    # No primary of an earlier failover.
+    same = [one for one in found.values() if one["timeline"] == found[to]["timeline"]]
     heard = {one["primary_lsn"] for one in same if one["running"]}
     heard |= {one["lsn"] for one in same if one["role"] == "primary" and not one["running"]}
     if not (last := max(heard, key=position, default="")):
