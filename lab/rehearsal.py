@@ -85,34 +85,57 @@ def manage(lab: Lab, *words: str, given: str = "") -> str:
     return done.stdout
 
 
-def count_orders(lab: Lab) -> Callable[[Path], Count]:
-    """Asks the site's own database for a ledger's orders, and waits for confirmations that are still to be made."""
+def count_orders(lab: Lab, pieces: int | None) -> Callable[[Path], Count]:
+    """Asks the site's own database for a ledger's orders, and waits for confirmations that are still to be made.
+
+    `pieces` is how many were in stock and sold before.
+    """
 
     def count(ledger: Path) -> Count:
-        said = manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=ledger.read_text())
-        found = re.search(r"(\d+) missing, (\d+) doubled, (\d+) unconfirmed, (\d+) confirmed twice", said)
-        if not found:
-            raise MachineError(f"check_ledger said nothing that could be read:\n{tail(said, 15)}")
-        return Count(*map(int, found.groups()))
+        return read_count(
+            manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=ledger.read_text()), pieces
+        )
 
     return count
+
+
+def read_count(said: str, pieces: int | None) -> Count:
+    """What check_ledger said. A release that was made before it counted pieces and runs says nothing of them."""
+    found = re.search(r"(\d+) missing, (\d+) doubled, (\d+) unconfirmed, (\d+) confirmed twice", said)
+    if not found:
+        raise MachineError(f"check_ledger said nothing that could be read:\n{tail(said, 15)}")
+    again = re.search(r"sent again (\d+), ran again (\d+)", said)
+    after = read_pieces(said)
+    return Count(
+        *map(int, found.groups()),
+        astray=0 if pieces is None or after is None else abs(after - pieces),
+        sent_again=int(again[1]) if again else None,
+        ran_again=int(again[2]) if again else None,
+    )
+
+
+def read_pieces(said: str) -> int | None:
+    found = re.search(r"(\d+) pieces in stock and sold", said)
+    return int(found[1]) if found else None
 
 
 def ready_traffic(lab: Lab, rate: float) -> Traffic:
     """A load for the running lab, not started: products are there, and a session that may upload."""
     manage(lab, "seed_shop", "--products", str(PRODUCTS))
     session = manage(lab, "traffic_session").split()[-1]
-    return Traffic(front_door(lab), rate, lab.folder / "traffic/ledger", session)
+    made = Traffic(front_door(lab), rate, lab.folder / "traffic/ledger", session)
+    made.pieces = read_pieces(manage(lab, "check_ledger", "--report"))
+    return made
 
 
 def show(lab: Lab, traffic: Traffic, name: str) -> Report:
     """Count what is in the database, write report and picture, print both's gist."""
     with step("Counting orders and confirmations in the database"):
-        summed = report(traffic, count_orders(lab))
+        summed = report(traffic, count_orders(lab, traffic.pieces))
     folder = lab.folder / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(asdict(summed), indent=2) + "\n")
-    lost, doubled = summed.lost + summed.unconfirmed, summed.doubled + summed.confirmed_twice
+    lost, doubled = summed.lost + summed.unconfirmed, summed.doubled + summed.confirmed_twice + summed.astray
     title = f"{name}: {summed.requests} visits, {summed.failed} failed, {lost} lost, {doubled} doubled"
     (folder / f"{name}.svg").write_text(picture.svg(traffic.visits, traffic.marks, traffic.seconds, title))
     latency = ", ".join(f"{key} {value:g}" for key, value in summed.latency_ms.items())
@@ -123,9 +146,13 @@ def show(lab: Lab, traffic: Traffic, name: str) -> Report:
         ["latency (ms)", latency],
         ["longest time without a success", f"{summed.longest_gap:g} s"],
         ["orders acknowledged", str(summed.orders)],
+        ["orders repeated under their key", str(summed.repeated)],
         ["orders lost / doubled", f"{summed.lost} / {summed.doubled}"],
+        ["pieces astray", "not counted" if traffic.pieces is None else str(summed.astray)],
         ["confirmations lost / doubled", f"{summed.unconfirmed} / {summed.confirmed_twice}"],
     ]
+    if summed.sent_again is not None:
+        rows.append(["confirmations sent again / run again", f"{summed.sent_again} / {summed.ran_again}"])
     console.print(table(["traffic", name], rows))
     console.print(f"Report and picture: {folder / name}.json, .svg", soft_wrap=True)
     return summed
@@ -666,7 +693,7 @@ def drill(lab: Lab, name: str, rate: float) -> int:
         problem = DRILLS[one].allowed(summed, len(in_group(lab, "web")))
         if (
             given_up
-            and not (summed.doubled or summed.unconfirmed or summed.confirmed_twice)
+            and not (summed.doubled or summed.unconfirmed or summed.confirmed_twice or summed.astray)
             and summed.lost <= given_up
         ):
             console.print(f"Of the {given_up} commits that were given up, {summed.lost} were acknowledged orders.")
