@@ -384,6 +384,7 @@ class Report:
     sent_again: int | None = None
     ran_again: int | None = None
     repeated: int = 0  # orders that were sent again under their key, and answered
+    climbs: list[dict] = field(default_factory=list)  # of a rehearsal: from, to, expected, measured
     marks: list[dict] = field(default_factory=list)
 
     @property
@@ -426,11 +427,11 @@ def percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def longest_gap(visits: Iterable[Visit], seconds: float) -> float:
-    """The longest time in which no visit ended well."""
+def longest_gap(visits: Iterable[Visit], end: float, begin: float = 0.0) -> float:
+    """The longest time in which no visit ended well, between two moments (seconds from the start)."""
     ends = sorted(visit.due + visit.seconds for visit in visits if not visit.failure)
-    edges = [0.0, *(end for end in ends if end <= seconds), seconds]
-    return max((after - before for before, after in zip(edges, edges[1:], strict=False)), default=seconds)
+    edges = [begin, *(one for one in ends if begin <= one <= end), end]
+    return max(after - before for before, after in zip(edges, edges[1:], strict=False))
 
 
 def report(traffic: Traffic, count: Callable[[Path], Count]) -> Report:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lab import rehearsal
+from lab import inventory, rehearsal
 from lab.machine import MachineError
-from lab.traffic import Traffic
+from lab.model import ROOT
+from lab.traffic import Count, Traffic, Visit
 
 WORKERS = {"worker1": ["worker"], "worker2": ["worker"]}
 
@@ -103,3 +106,90 @@ def test_workers_start_again_when_the_broker_cannot_be_harmed(play_fleet, monkey
     with pytest.raises(MachineError, match="failed on cache1"):
         rehearsal.kill_broker(None, no_traffic())
     assert all(fleet.running.values())
+
+
+class Rehearsed(Traffic):
+    """Ten visits a second by a clock that only the steps of a rehearsal move; none fails unless a test says so."""
+
+    def __init__(self, folder: Path, fails: dict[int, float], stalls: dict[int, float]) -> None:
+        super().__init__(SimpleNamespace(address=""), 10.0, folder / "ledger", "")
+        self.fails, self.stalls, self.clock = fails, stalls, 0.0
+
+    @property
+    def now(self) -> float:
+        return self.clock
+
+    def __enter__(self) -> Traffic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = self.clock
+
+    def passes(self, seconds: float) -> None:
+        for tenth in range(round(seconds * 10)):
+            self.visits.append(Visit(round(self.clock + tenth / 10, 3), 0.01, "page"))
+        self.clock += seconds
+
+    def runs(self, stage: int) -> None:
+        """A stage's run of 20 s: in it one visit fails, or nobody is served for a while, where the test says so."""
+        self.passes(20)
+        if stage in self.fails:
+            self.visits[-100] = Visit(self.visits[-100].due, 0.01, "page", "status 502")
+        self.clock += self.stalls.get(stage, 0)
+
+
+@pytest.fixture
+def rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rehearses without a lab; gives the exit code and the report."""
+
+    def run(start: int, end: int, back: bool = False, fails=(), stalls=None, count: Count | None = None):
+        made = Rehearsed(tmp_path, dict.fromkeys(fails), stalls or {})
+        lab = SimpleNamespace(
+            root=ROOT, folder=tmp_path, name="lab", load=lambda: SimpleNamespace(stage=0, debian="13")
+        )
+        monkeypatch.setattr(rehearsal.commands, "up", lambda _lab, stage, _debian: stage > start and made.runs(stage))
+        monkeypatch.setattr(rehearsal, "go_back", lambda _lab, _made, stage: made.runs(-stage))
+        monkeypatch.setattr(rehearsal, "ready_traffic", lambda *_: made)
+        monkeypatch.setattr(rehearsal, "front_door", lambda _: SimpleNamespace(address=""))
+        monkeypatch.setattr(rehearsal, "count_orders", lambda *_: lambda _ledger: count or Count())
+        monkeypatch.setattr(rehearsal.time, "sleep", made.passes)
+        code = rehearsal.rehearse(lab, start, end, 10.0, back)
+        name = f"rehearse-{start}-{end}{'-back' if back else ''}.json"
+        return code, json.loads((tmp_path / "reports" / name).read_text())
+
+    return run
+
+
+def test_every_way_between_the_stages_may_cost_no_visit() -> None:
+    stages = inventory.stages(ROOT)
+    ways = {(one, one + 1) for one in stages[:-1]} | {(one + 1, one) for one in stages[:-1]}
+    assert set(rehearsal.EXPECTED) == ways
+    assert {cost.failed for cost in rehearsal.EXPECTED.values()} == {0}
+
+
+def test_a_rehearsal_that_costs_nobody_anything_keeps_its_promise_and_reports_each_way(rehearse) -> None:
+    code, report = rehearse(3, 5, back=True)
+    assert code == 0
+    assert [(climb["start"], climb["end"]) for climb in report["climbs"]] == [(3, 4), (4, 5), (5, 4), (4, 3)]
+    for climb in report["climbs"]:
+        assert climb["expected"] == {"failed": 0, "longest_gap": 10.0}
+        assert climb["measured"]["failed"] == 0
+        assert climb["measured"]["longest_gap"] < 1
+
+
+@pytest.mark.parametrize(("stage", "place"), [(4, 0), (5, 1), (-5, 2), (-4, 3)])
+def test_one_failed_visit_breaks_the_way_that_it_happened_on(rehearse, stage: int, place: int) -> None:
+    code, report = rehearse(3, 5, back=True, fails=[stage])
+    assert code == 1
+    assert [climb["measured"]["failed"] for climb in report["climbs"]] == [int(one == place) for one in range(4)]
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(9, 0), (11, 1)])
+def test_a_way_on_which_nobody_is_served_for_too_long_is_broken(rehearse, seconds: float, code: int) -> None:
+    found, report = rehearse(1, 2, stalls={2: seconds})
+    assert found == code
+    assert report["climbs"][0]["measured"]["longest_gap"] == pytest.approx(seconds, abs=0.2)
+
+
+def test_a_lost_order_breaks_a_rehearsal_on_which_no_visit_failed(rehearse) -> None:
+    assert rehearse(1, 2, count=Count(lost=1))[0] == 1
