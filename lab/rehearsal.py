@@ -381,26 +381,29 @@ def at_most(seconds: float) -> Callable[[Report, int], str]:
     return judge
 
 
-def changed_shop(lab: Lab, folder: str, change: Callable[[Path], None]) -> str:
-    """The arguments that deploy a changed copy of the example shop."""
+def changed_shop(lab: Lab, folder: str, change: Callable[[Path], None] = lambda copy: None) -> str:
+    """The arguments that deploy a changed copy of the example shop, with a stylesheet that no release had before."""
     copy = Path(folder) / "shop"
     shutil.copytree(lab.root / "examples/shop", copy)
+    with (copy / "catalogue/static/catalogue/shop.css").open("a") as sheet:
+        sheet.write(f"/* made at {time.time_ns()} */\n")
     change(copy)
     return json.dumps({"site_source": {"path": str(copy)}})
 
 
 def deploy(lab: Lab, made: Traffic) -> None:
-    """A new release, then back to the one before."""
+    """A new release with another stylesheet, then back to the one before."""
     stage = lab.load().stage
     with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
-        news = f"deployed at {time.time()}\n"
-        source = changed_shop(lab, folder, lambda copy: (copy / "NEWS").write_text(news) and None)
+        source = changed_shop(lab, folder)
         for playbook, more in (("deploy", ["-e", source]), ("rollback", [])):
             made.mark(playbook)
             log = lab.logs / f"drill-{playbook}.log"
             code, output = play(lab, made, stage, [f"playbooks/{playbook}.yml", *more], log)
             if code:
                 raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+    if len(made.stylesheets) < 2:
+        raise MachineError("The visitors never got the new release's stylesheet, so static files were not tried.")
 
 
 def bad_deploy(lab: Lab, made: Traffic) -> None:
@@ -616,7 +619,7 @@ def wait_for_success(made: Traffic) -> None:
 
 
 DRILLS = {
-    "deploy": Drill("a deploy and a rollback; no visit fails", deploy, nothing_failed),
+    "deploy": Drill("a deploy and a rollback; no visit fails, no page lacks its stylesheet", deploy, nothing_failed),
     "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
     "kill-web": Drill("Gunicorn is killed, and where there are others the whole host after it", kill_web, killed_web),
     "remove-web": Drill(

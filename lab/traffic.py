@@ -31,6 +31,8 @@ VISITORS_AT_ONCE = 200
 # What a round of visits is made of.
 ROUND = ("page", "order", "page", "read", "order", "page", "upload", "order", "read", "report")
 PRODUCTS = 200
+# What a page names its stylesheet by: another content is another name, so each release's page needs its own.
+STYLESHEET = re.compile(rb'href="(/static/[^"]+\.[0-9a-f]{12}\.css)"')
 REPEAT_EVERY = 5  # of so many orders one is sent again, under its key
 
 
@@ -192,6 +194,7 @@ class Traffic:
         # Orders to be sent again under their keys, each with what was answered the first time, None for no answer.
         self.repeats: deque[tuple[dict, dict | None]] = deque()
         self._answered = itertools.count()
+        self.stylesheets: set[str] = set()  # that were there for the pages which named them
         self.pieces: int | None = None  # in stock and sold before the first visit, where that is known
         self.started = 0.0
         self.seconds = 0.0
@@ -262,8 +265,18 @@ class Traffic:
     def _page(self, number: int) -> None:
         product = self._product(number)
         path = "/" if number % 3 else f"/products/{product}/"
-        if b"</html>" not in self._ask([200], "GET", path).body:
+        page = self._ask([200], "GET", path).body
+        if b"</html>" not in page:
             raise Failed("half a page")
+        named = STYLESHEET.search(page)
+        if not named:
+            raise Failed("a page without its stylesheet")
+        # From whichever machine is next, which may have another release than the one that made the page.
+        try:
+            self._ask([200], "GET", named[1].decode())
+        except Failed as failed:
+            raise Failed(f"stylesheet: {failed}", failed.status) from None
+        self.stylesheets.add(named[1].decode())
 
     def _order(self, number: int) -> None:
         order = {

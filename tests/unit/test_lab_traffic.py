@@ -49,9 +49,12 @@ class Shop:
             return Answer(status, {}, self.placed.setdefault(key, made.encode()))
 
 
+SHEET = "/static/catalogue/shop.0123456789ab.css"
+PAGE = f'<html><link rel="stylesheet" href="{SHEET}"></html>'.encode()
+
+
 def fine(method: str, path: str) -> Answer:
-    body = b'{"state": "ready"}' if path.startswith("/reports/") else b"<html></html>"
-    return Answer(200, {}, body)
+    return Answer(200, {}, b'{"state": "ready"}' if path.startswith("/reports/") else PAGE)
 
 
 def load(tmp_path: Path, answer, seconds: float, rate: float = 50.0, orders=None) -> tuple[Traffic, Site]:
@@ -240,6 +243,30 @@ def test_failures_are_told_by_kind_and_second(tmp_path: Path) -> None:
     assert summed.failed == summed.requests > 5
     assert set(summed.failures["page: connection refused"]) == {"0"}
     assert summed.longest_gap == pytest.approx(summed.seconds, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("page", "sheet", "failure"),
+    [
+        (PAGE, 200, None),
+        (PAGE, 404, "page: stylesheet: status 404"),
+        (PAGE, 503, "page: stylesheet: status 503"),
+        (b"<html></html>", 200, "page: a page without its stylesheet"),
+        (PAGE.replace(b".0123456789ab", b""), 200, "page: a page without its stylesheet"),
+        (PAGE.replace(b"</html>", b""), 200, "page: half a page"),
+    ],
+)
+def test_a_page_is_whole_when_the_stylesheet_that_it_names_is_there(tmp_path: Path, page, sheet, failure) -> None:
+    def answer(method: str, path: str) -> Answer:
+        if path.startswith("/static/"):
+            return Answer(sheet, {}, b"body {}")
+        return Answer(200, {}, page) if path == "/" or path.startswith("/products/") else fine(method, path)
+
+    made, site = load(tmp_path, answer, 0.3)
+    pages = [visit for visit in made.visits if visit.kind == "page"]
+    assert {visit.failure for visit in pages} == {failure.removeprefix("page: ") if failure else ""}
+    assert made.stylesheets == (set() if failure else {SHEET})
+    assert site.asked.count(("GET", SHEET)) == (len(pages) if page == PAGE else 0)
 
 
 def test_longest_gap_counts_from_the_start_and_to_the_end() -> None:

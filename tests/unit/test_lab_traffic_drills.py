@@ -193,3 +193,31 @@ def test_a_way_on_which_nobody_is_served_for_too_long_is_broken(rehearse, second
 
 def test_a_lost_order_breaks_a_rehearsal_on_which_no_visit_failed(rehearse) -> None:
     assert rehearse(1, 2, count=Count(lost=1))[0] == 1
+
+
+def stylesheet(source: str) -> bytes:
+    copy = Path(json.loads(source)["site_source"]["path"])
+    return (copy / "catalogue/static/catalogue/shop.css").read_bytes()
+
+
+def test_every_release_that_is_deployed_has_a_stylesheet_of_its_own(tmp_path: Path) -> None:
+    lab = SimpleNamespace(root=ROOT)
+    made = [stylesheet(rehearsal.changed_shop(lab, str(tmp_path / name))) for name in ("one", "two")]
+    own = (ROOT / "examples/shop/catalogue/static/catalogue/shop.css").read_bytes()
+    assert len({own, *made}) == 3
+    assert all(sheet.startswith(own) for sheet in made)
+
+
+@pytest.mark.parametrize("seen", [1, 2])
+def test_a_deploy_whose_stylesheet_nobody_got_proves_nothing(
+    seen: int, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = SimpleNamespace(root=ROOT, logs=tmp_path, load=lambda: SimpleNamespace(stage=4))
+    monkeypatch.setattr(rehearsal, "play", lambda *_: (0, ""))
+    made = no_traffic()
+    made.stylesheets = {f"/static/{number}.css" for number in range(seen)}
+    if seen == 2:
+        rehearsal.deploy(lab, made)
+        return
+    with pytest.raises(MachineError, match="never got the new release's stylesheet"):
+        rehearsal.deploy(lab, made)

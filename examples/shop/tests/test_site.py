@@ -2,12 +2,15 @@
 
 import datetime
 import json
+import re
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
+from pathlib import Path
 from unittest.mock import patch
 
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -105,6 +108,16 @@ class Site(Shop):
         form = {"key": "key-00002", "sku": "item-000001", "quantity": "1", "customer": "Eve"}
         self.assertEqual(self.client.post("/order", form).status_code, 201)
         self.assertEqual(self.client.post("/order", form).status_code, 200)
+
+    def test_pages_name_their_stylesheet_by_its_content(self) -> None:
+        static = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, static)
+        hashed = {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}
+        with override_settings(STATIC_ROOT=static, STORAGES={**settings.STORAGES, "staticfiles": hashed}):
+            call_command("collectstatic", interactive=False, verbosity=0)
+            for page in ("/", "/products/item-000001/", "/order"):
+                named = re.search(r'href="/static/([^"]+\.[0-9a-f]{12}\.css)"', self.client.get(page).text)
+                self.assertTrue(named and (Path(static) / named[1]).is_file(), page)
 
     def test_zero_bytes_are_no_errors(self) -> None:
         self.assertEqual(self.client.get("/?q=rung%00").status_code, 200)
