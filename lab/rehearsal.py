@@ -406,23 +406,73 @@ def deploy(lab: Lab, made: Traffic) -> None:
         raise MachineError("The visitors never got the new release's stylesheet, so static files were not tried.")
 
 
-def bad_deploy(lab: Lab, made: Traffic) -> None:
-    """A release that cannot start: the deploy must fail, and the old release must go on."""
+@dataclass(frozen=True)
+class BadRelease:
+    """A release that must never serve: what is appended to which of its files, and the words that the deploy fails with."""
 
+    what: str
+    file: str
+    appended: str
+    words: str
+
+
+BAD_RELEASES = (
+    BadRelease(
+        "a release that cannot start",
+        "shop/wsgi.py",
+        "raise RuntimeError('this release cannot serve')",
+        "this release cannot serve",
+    ),
+    BadRelease(
+        "a release that starts and is not well",
+        "shop/health.py",
+        "def healthz(request):\n    return JsonResponse({'status': 'not well'}, status=500)",
+        "/healthz answered 500 instead of 200",
+    ),
+)
+
+
+def bad_deploy(lab: Lab, made: Traffic) -> None:
+    """Releases that cannot serve: each deploy must fail and say why, and every host must keep the release that it had."""
+    before = live_releases(lab)
+    for bad in BAD_RELEASES:
+        made.mark(f"deploy of {bad.what}")
+        deploy_bad(lab, made, bad)
+        after = live_releases(lab)
+        moved = [
+            f"{host} has {after[host]} instead of {before[host]}" for host in before if after[host] != before[host]
+        ]
+        if moved:
+            raise MachineError(f"The deploy of {bad.what} failed, and yet {', '.join(moved)}.")
+        made.mark("refused")
+
+
+def deploy_bad(lab: Lab, made: Traffic, bad: BadRelease) -> None:
     def spoil(copy: Path) -> None:
-        with (copy / "shop/wsgi.py").open("a") as stream:
-            stream.write("\nraise RuntimeError('this release cannot serve')\n")
+        with (copy / bad.file).open("a") as stream:
+            stream.write(f"\n\n{bad.appended}\n")
 
     log = lab.logs / "drill-bad-deploy.log"
     with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
         source = changed_shop(lab, folder, spoil)
-        made.mark("deploy of a broken release")
         code, output = play(lab, made, lab.load().stage, ["playbooks/deploy.yml", "-e", source], log)
     if code == 0:
-        raise MachineError(f"The deploy of a release that cannot start did not fail. The whole log: {log}")
-    if "this release cannot serve" not in output:
-        raise MachineError(f"The deploy failed without saying why:\n{ansible.failure(output)}")
-    made.mark("refused")
+        raise MachineError(f"The deploy of {bad.what} did not fail. The whole log: {log}")
+    if bad.words not in " ".join(output.split()):
+        raise MachineError(f"The deploy of {bad.what} failed without saying “{bad.words}”:\n{ansible.failure(output)}")
+
+
+def live_releases(lab: Lab) -> dict[str, str]:
+    """What each web host serves and each worker host runs, as their links say: the release, and Gunicorn's live socket."""
+    name = commands.site_settings(lab)["site_name"]
+    release, socket = f"readlink /srv/{name}/current", f"readlink /run/gunicorn-{name}/live.sock"
+    found = {}
+    for host, groups in stage_hosts(lab).items():
+        if "web" in groups:
+            found[host] = " by ".join(database_drills.on(lab, host, f"{release} && {socket}").split())
+        elif "worker" in groups:
+            found[host] = database_drills.on(lab, host, release).strip()
+    return found
 
 
 def kill_web(lab: Lab, made: Traffic) -> None:
@@ -620,7 +670,11 @@ def wait_for_success(made: Traffic) -> None:
 
 DRILLS = {
     "deploy": Drill("a deploy and a rollback; no visit fails, no page lacks its stylesheet", deploy, nothing_failed),
-    "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
+    "bad-deploy": Drill(
+        "releases that cannot start or are not well are refused, every host keeps its own; no visit fails",
+        bad_deploy,
+        nothing_failed,
+    ),
     "kill-web": Drill("Gunicorn is killed, and where there are others the whole host after it", kill_web, killed_web),
     "remove-web": Drill(
         "a web host leaves the inventory and comes back; no visit fails", remove_web, nothing_failed, "web", 2

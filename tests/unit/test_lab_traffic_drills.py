@@ -221,3 +221,65 @@ def test_a_deploy_whose_stylesheet_nobody_got_proves_nothing(
         return
     with pytest.raises(MachineError, match="never got the new release's stylesheet"):
         rehearsal.deploy(lab, made)
+
+
+class Deploys:
+    """A fleet on which a deploy does what a test says, and the sources that it was given."""
+
+    def __init__(self, code: int = 2, says: str = "", moves: str = "") -> None:
+        self.code, self.says, self.moves = code, says, moves
+        self.live = {"web1": "a-1", "web2": "a-1", "worker1": "a-1"}
+        self.sources: list[dict[str, str]] = []
+
+    def play(self, _lab, _made, _stage, words, _log) -> tuple[int, str]:
+        copy = Path(json.loads(words[-1])["site_source"]["path"])
+        self.sources.append({bad.file: (copy / bad.file).read_text() for bad in rehearsal.BAD_RELEASES})
+        if self.moves:
+            self.live[self.moves] = "b-1"
+        return self.code, self.says or rehearsal.BAD_RELEASES[len(self.sources) - 1].words.replace(" ", "\n  ")
+
+    def on(self, _lab, host: str, command: str) -> str:
+        live = self.live[host]
+        links = {"/srv/shop/current": f"/srv/shop/releases/{live}", "/run/gunicorn-shop/live.sock": f"{live}/web.sock"}
+        return "".join(f"{links[part.split()[1]]}\n" for part in command.split(" && "))
+
+
+@pytest.fixture
+def bad_deploy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def run(deploys: Deploys) -> Deploys:
+        groups = {"edge1": ["edge"], "web1": ["web"], "web2": ["web"], "worker1": ["worker"]}
+        monkeypatch.setattr(rehearsal, "stage_hosts", lambda _: groups)
+        monkeypatch.setattr(rehearsal, "play", deploys.play)
+        monkeypatch.setattr(rehearsal.database_drills, "on", deploys.on)
+        monkeypatch.setattr(rehearsal.commands, "site_settings", lambda _: {"site_name": "shop"})
+        lab = SimpleNamespace(root=ROOT, logs=tmp_path, load=lambda: SimpleNamespace(stage=4))
+        rehearsal.bad_deploy(lab, no_traffic())
+        return deploys
+
+    return run
+
+
+def test_a_release_that_cannot_start_and_one_that_is_not_well_are_both_tried(bad_deploy) -> None:
+    sources = bad_deploy(Deploys()).sources
+    own = {bad.file: (ROOT / "examples/shop" / bad.file).read_text() for bad in rehearsal.BAD_RELEASES}
+    assert len(sources) == 2
+    for bad, source in zip(rehearsal.BAD_RELEASES, sources, strict=True):
+        assert {file for file in own if source[file] != own[file]} == {bad.file}
+        compile(source[bad.file], bad.file, "exec")
+        assert source[bad.file].rstrip().endswith(bad.appended)
+
+
+def test_a_bad_release_that_is_deployed_breaks_the_promise(bad_deploy) -> None:
+    with pytest.raises(MachineError, match="a release that cannot start did not fail"):
+        bad_deploy(Deploys(code=0))
+
+
+def test_a_deploy_that_fails_without_saying_why_breaks_the_promise(bad_deploy) -> None:
+    with pytest.raises(MachineError, match="without saying “/healthz answered 500 instead of 200”"):
+        bad_deploy(Deploys(says="this release cannot serve"))
+
+
+@pytest.mark.parametrize("host", ["web1", "web2", "worker1"])
+def test_a_host_that_moves_to_a_release_whose_deploy_failed_breaks_the_promise(bad_deploy, host: str) -> None:
+    with pytest.raises(MachineError, match=f"{host} has .*b-1.* instead of .*a-1"):
+        bad_deploy(Deploys(moves=host))
