@@ -205,8 +205,8 @@ class Cost:
     longest_gap: float = TIMEOUT_SECONDS  # longer, and a visit that waited in it has failed
 
 
-# What each way may cost: nobody's visit. That holds for stage 4 too, where the names move: the first web host serves those
-# who come to it until the edge is there, and the visitors of a rehearsal go there at once.
+# What each way may cost: nobody's visit. That holds for stage 4 too, where the names move: the first web host serves
+# those who come to it until the edge is there, and the visitors of a rehearsal go there at once.
 EXPECTED = {
     (1, 2): Cost(),
     (2, 3): Cost(),
@@ -408,7 +408,7 @@ def deploy(lab: Lab, made: Traffic) -> None:
 
 @dataclass(frozen=True)
 class BadRelease:
-    """A release that must never serve: what is appended to which of its files, and the words that the deploy fails with."""
+    """A release that must never serve: what is appended to which of its files, and what the deploy fails with."""
 
     what: str
     file: str
@@ -433,7 +433,7 @@ BAD_RELEASES = (
 
 
 def bad_deploy(lab: Lab, made: Traffic) -> None:
-    """Releases that cannot serve: each deploy must fail and say why, and every host must keep the release that it had."""
+    """Releases that cannot serve: each deploy must fail and say why, and every host must keep the release it had."""
     before = live_releases(lab)
     for bad in BAD_RELEASES:
         made.mark(f"deploy of {bad.what}")
@@ -463,7 +463,7 @@ def deploy_bad(lab: Lab, made: Traffic, bad: BadRelease) -> None:
 
 
 def live_releases(lab: Lab) -> dict[str, str]:
-    """What each web host serves and each worker host runs, as their links say: the release, and Gunicorn's live socket."""
+    """What each web host serves and each worker host runs, as the links say: the release, and Gunicorn's live socket."""
     name = commands.site_settings(lab)["site_name"]
     release, socket = f"readlink /srv/{name}/current", f"readlink /run/gunicorn-{name}/live.sock"
     found = {}
@@ -583,7 +583,7 @@ def wait_for_tasks(lab: Lab, word: str, what: str, number: int, seconds: float) 
 
 @contextmanager
 def stopped_workers(lab: Lab, made: Traffic) -> Iterator[None]:
-    """No worker runs, and no health check minds, so that what is sent lies in the queue; they start again in any case."""
+    """No worker runs, and no health check minds, so what is sent lies in the queue; they start again in any case."""
     name = commands.site_settings(lab)["site_name"]
     health = f"celery-health-{name}"
     listing = f"systemctl list-units --plain --no-legend --full 'celery-{name}@*.service' | cut -d ' ' -f 1"
@@ -687,7 +687,7 @@ DRILLS = {
         "worker",
     ),
     "kill-broker": Drill(
-        "the broker is killed, stopped, and hangs; no visit fails, no task that it had taken and no confirmation is lost",
+        "the broker is killed, stopped, and hangs; no visit fails, no task that it took and no confirmation is lost",
         kill_broker,
         nothing_failed,
         "worker",

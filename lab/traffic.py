@@ -310,10 +310,10 @@ class Traffic:
         return answer
 
     def _repeat(self) -> bool:
-        """Send one of the orders that wait for it again, as a client does who got no answer; gives whether it was answered.
+        """Send one of the orders that wait for it again, as a client does who got no answer; gives whether one came.
 
-        Beside the visits, of which none waits for it. It has to be answered with the same order, and none may be written
-        where one was acknowledged. An order without an answer has failed already; it is tried again later.
+        Beside the visits, of which none waits for it. It has to be answered with the same order, and none may be
+        written where one was acknowledged. An order without an answer has failed already; it is tried again later.
         """
         try:
             order, first = self.repeats.popleft()

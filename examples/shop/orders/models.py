@@ -26,9 +26,7 @@ class Confirmation(models.Model):
     times = models.PositiveIntegerField(default=0)
     # Of these the database knows the default: releases that do not know the columns go on writing rows.
     sent_again = models.IntegerField(db_default=0, help_text="how often the task was sent after the first time")
-    runs = models.IntegerField(
-        db_default=0, help_text="how often the task ran, whether it found something to do or not"
-    )
+    runs = models.IntegerField(db_default=0, help_text="how often the task ran, with or without something to do")
 
     class Meta:
         indexes = [

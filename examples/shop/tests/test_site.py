@@ -94,7 +94,8 @@ class Site(Shop):
         Confirmation.objects.all().delete()
         with connection.cursor() as cursor:
             cursor.execute(
-                "INSERT INTO orders_confirmation (order_id, sent, made, times) SELECT id, now(), NULL, 0 FROM orders_order"
+                "INSERT INTO orders_confirmation (order_id, sent, made, times)"
+                " SELECT id, now(), NULL, 0 FROM orders_order"
             )
         self.assertEqual(Confirmation.objects.values_list("sent_again", "runs").get(), (0, 0))
 

@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='confirmation',
             name='runs',
-            field=models.IntegerField(db_default=0, help_text='how often the task ran, whether it found something to do or not'),
+            field=models.IntegerField(db_default=0, help_text='how often the task ran, with or without something to do'),
         ),
         migrations.AddField(
             model_name='confirmation',
