@@ -485,9 +485,10 @@ def read_own_writes_problems(seconds: int, lag: int) -> list[str]:
 def repository_problems(groups: Mapping[str, list[str]], keeper: str, said: bool, store: bool) -> list[str]:
     """The sentence for backups that would be lost with the database; `said` is that it is meant, `store` that they lie elsewhere.
 
-    A site that is one machine has no other place: there each run warns.
+    Where nobody named a host and none was left, and on a site that is one machine, each run warns.
     """
-    if said or store or keeper not in (groups.get("database") or []) or len(set(groups.get("site") or [])) < 2:
+    named = keeper in (groups.get("backup") or []) and keeper in (groups.get("database") or [])
+    if said or store or not named or len(set(groups.get("site") or [])) < 2:
         return []
     return [
         f"The backups of the database would lie on {keeper}, which is a host of the database, and be lost with it. Add a host that is "
