@@ -19,6 +19,7 @@ app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
+    task_time_limit={"brisk": 4, "endless": 30}.get(RELEASE),
     task_routes={"shop.greet": "nowhere"} if RELEASE == "astray" else None,
     worker_prefetch_multiplier=1,
     beat_schedule={"tick": {"task": "shop.tick", "schedule": 2.0, "options": {"queue": "fast"}}},

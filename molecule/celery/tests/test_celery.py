@@ -186,6 +186,32 @@ def test_tasks_over_the_limit_go_back_and_run_after_the_start(host, r1):
     assert sorted(line[1] for line in times(host, "done", keys)) == sorted(keys)
 
 
+def options(host, unit):
+    """The words about time limits with which a worker runs."""
+    words = host.run(f"tr '\\0' ' ' < /proc/{prop(host, unit, 'MainPID')}/cmdline").stdout
+    return re.findall(r"--\S*time-limit \S+", words)
+
+
+def test_time_limit_of_the_application_holds_unless_its_worker_has_one(host, r1):
+    assert options(host, BOTH[0]) == ["--time-limit 20", "--soft-time-limit 18"], "r1 sets none"
+    workers = [
+        {"name": "quick", "queues": ["celery", "fast"], "memory_mb": 544},
+        {"name": "slow", "queues": ["slow"], "memory_mb": 200, "time_limit": 15},
+    ]
+    served(celery_release="brisk", celery_workers=workers)
+    assert options(host, BOTH[0]) == []
+    assert options(host, BOTH[1]) == ["--time-limit 15", "--soft-time-limit 13"]
+    killed, done = send(host, "work", "limited", seconds=8), send(host, "work", "allowed", seconds=8, queue="slow")
+    told = f"journalctl -o cat -u {BOTH[0]} | grep -E 'Hard time limit .4(.0)?s. exceeded for shop.work'"
+    wait(lambda: host.run(told).rc == 0, 20, "the task was not killed after the application's 4 s")
+    all_done(host, done)
+    assert times(host, "done", killed) == []
+    # It is done with: the last test but one does not wait for it.
+    host.run(f"sed -i /^{killed[0]}$/d {DATA}/sent")
+    served()
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == ["--time-limit 20", "--soft-time-limit 18"]
+
+
 def test_killed_child_and_killed_worker_lose_nothing(host, r1):
     keys = send(host, "work", "child", 2, seconds=3, queue="slow")
     begun(host, keys, 2)
@@ -228,6 +254,10 @@ def test_release_changes_while_tasks_are_sent(host, r1):
         ({"celery_release": "crash"}, "this release cannot be imported"),
         ({"celery_release": "astray"}, "sends tasks to nowhere, and celery_queues has only celery, fast, slow"),
         ({"celery_release": "hasty"}, "after 12 s (visibility_timeout of the application's"),
+        (
+            {"celery_release": "endless"},
+            "a task may run for 30 s, and after 25 s (visibility_timeout of the application's",
+        ),
         (
             {"celery_venv": "/srv/x/plain", "celery_flower": True, "celery_flower_password": "long-enough"},
             "Flower is not in /srv/x/plain",

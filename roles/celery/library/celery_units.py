@@ -74,9 +74,16 @@ options:
     type: bool
     default: true
   longest_seconds:
-    description: The longest time limit of any worker, which the application's visibility timeout must exceed.
+    description: The longest time limit of a worker's own, which the application's visibility timeout must exceed.
     type: int
     default: 0
+  default_limits:
+    description:
+      - The time limit and the soft one, in seconds, for workers that have none of their own; none when all have.
+      - They hold where the application sets none. Its time limits must be below the visibility timeout too.
+    type: list
+    elements: int
+    default: []
   stop_seconds:
     description: How long a worker may take to stop.
     type: int
@@ -119,6 +126,7 @@ OLDEST_CELERY = (5, 5)
 # What kombu assumes where the application sets no visibility timeout; other transports have none.
 VISIBILITY_SECONDS = {"redis": 3600, "sqs": 1800}
 LOAD_SECONDS = 60
+LIMITS = '# Of the role\'s time limits, what the application leaves open.\nCELERY_LIMITS="%s"\n'
 
 
 def states_of(units):
@@ -134,6 +142,24 @@ def environ(pid):
     except OSError:
         return {}
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def left_open(answer, limits):
+    """Celery's options for the role's limits (hard, soft), where the application sets none: options win over settings."""
+    if not limits:
+        return ""
+    hard, soft = limits
+    own_hard, own_soft = answer["time_limit"], answer["soft_time_limit"]
+    words = ["--time-limit %d" % hard] if own_hard is None else []
+    # An application that lets tasks take longer must not have them told so by a soft limit that was made for another.
+    words += ["--soft-time-limit %d" % soft] if own_soft is None and own_hard in (None, hard) else []
+    return " ".join(words)
+
+
+def longest_of(answer, own, limits):
+    """How long a task may run, in seconds: by its own limit, by a worker's own, or by what holds for the others."""
+    shared = answer["time_limit"] if answer["time_limit"] is not None else limits[0] if limits else 0
+    return max(own, answer["longest_task"], shared if limits else 0)
 
 
 def last_line(text):
@@ -265,7 +291,9 @@ class Fleet:
             return False
         began = time.time()
         if self.restart:
-            self.timed("load", self.prove)
+            answer = self.timed("load", self.prove)
+            # First of all: a unit that starts, for whatever reason, finds the limits that belong to it.
+            self.write = {**self.limits(answer), **self.write}
         for path, text in self.write.items():
             write(path, text)
             self.steps.append("write %s" % os.path.basename(path))
@@ -287,6 +315,12 @@ class Fleet:
             systemctl("restart", "--", *self.rewatch)
             self.steps.append("watch")
         return True
+
+    def limits(self, answer):
+        """The file that tells workers which of the role's limits hold, when it must be written: {path: text}."""
+        path = f"{self.site.ready}/limits"
+        text = LIMITS % left_open(answer, self.wanted["default_limits"])
+        return {path: text} if read(path) != text else {}
 
     def timed(self, word, action, *arguments):
         start = time.monotonic()
@@ -345,13 +379,14 @@ class Fleet:
                 % (release, ", ".join(astray), ", ".join(sorted(self.wanted["queues"])), after)
             )
         visibility = answer["visibility"] or VISIBILITY_SECONDS.get(answer["transport"])
-        longest = max(self.wanted["longest_seconds"], answer["longest_task"])
+        longest = longest_of(answer, self.wanted["longest_seconds"], self.wanted["default_limits"])
         if answer["transport"] in VISIBILITY_SECONDS and visibility <= longest:
             raise Refused(
                 "a task may run for %s s, and after %s s (visibility_timeout of the application's "
                 "broker_transport_options) the broker gives it to a second worker as well. %s Lower the time limit, or "
                 "raise the visibility timeout in the settings." % (longest, visibility, after)
             )
+        return answer
 
     def remove(self):
         """Stop what is no longer wanted, warm, and leave nothing of it."""
@@ -531,6 +566,7 @@ def main():
             "flower": {"type": "bool", "default": False},
             "health": {"type": "bool", "default": True},
             "longest_seconds": {"type": "int", "default": 0},
+            "default_limits": {"type": "list", "elements": "int", "default": []},
             "stop_seconds": {"type": "int", "default": 180},
             "start_seconds": {"type": "int", "default": 60},
             "queues": {"type": "dict", "default": {}},
