@@ -415,6 +415,7 @@ def test_a_broker_of_ones_own_is_used_and_none_is_made(make_inventory: Callable[
     settings = site.value("web1", "django_default_settings")
     assert "visibility_timeout" not in settings["CELERY_BROKER_TRANSPORT_OPTIONS"]
     assert settings["CELERY_BROKER_USE_SSL"] == {"server_hostname": None}
+    assert site.value("worker1", "celery_visibility_timeout") == 0, "there is none to check"
 
 
 def test_any_password_of_the_broker_survives_the_address(make_inventory: Callable[..., Path]) -> None:

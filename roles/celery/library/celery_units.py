@@ -125,6 +125,8 @@ PROPERTIES = "Id,ActiveState,SubState,MainPID,NeedDaemonReload,UnitFileState,Sta
 OLDEST_CELERY = (5, 5)
 # What kombu assumes where the application sets no visibility timeout; other transports have none.
 VISIBILITY_SECONDS = {"redis": 3600, "sqs": 1800}
+# RabbitMQ's consumer_timeout, unless its configuration says otherwise.
+RABBITMQ_SECONDS = 1800
 LOAD_SECONDS = 60
 LIMITS = '# Of the role\'s time limits, what the application leaves open.\nCELERY_LIMITS="%s"\n'
 
@@ -385,6 +387,12 @@ class Fleet:
                 "a task may run for %s s, and after %s s (visibility_timeout of the application's "
                 "broker_transport_options) the broker gives it to a second worker as well. %s Lower the time limit, or "
                 "raise the visibility timeout in the settings." % (longest, visibility, after)
+            )
+        if answer["transport"] == "amqp" and longest >= RABBITMQ_SECONDS:
+            self.warnings.append(
+                "celery: a task may run for %d s. RabbitMQ takes a worker for dead that has held a task for longer than its "
+                "consumer_timeout (%d s unless it is configured), and gives the task to another. Set consumer_timeout there "
+                "above the longest time limit." % (longest, RABBITMQ_SECONDS)
             )
         return answer
 
