@@ -12,10 +12,12 @@ if RELEASE == "crash":
     print("connecting with", os.environ["BROKER_URL"], file=sys.stderr, flush=True)
     raise RuntimeError("this release cannot be imported")
 
+RABBITMQ = {"broker_use_ssl": {"server_hostname": None}, "broker_transport_options": {"confirm_publish": True}}
+REDIS = {"broker_transport_options": {"visibility_timeout": 12 if RELEASE == "hasty" else 25}}
 app = Celery("shop", broker=os.environ["BROKER_URL"])
 app.conf.update(
+    **(RABBITMQ if os.environ["BROKER_URL"].startswith("amqps:") else REDIS),
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": 12 if RELEASE == "hasty" else 25},
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
