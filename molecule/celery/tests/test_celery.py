@@ -412,7 +412,15 @@ WORKER = {"name": "quick", "queues": ["fast"]}
         ({"celery_workers": [{**WORKER, "queues": ["fsat"]}]}, "a worker consumes fsat, and celery_queues knows only"),
         ({"celery_workers": [{**WORKER, "name": "a b"}]}, 'a worker is called "a b"'),
         ({"celery_user": "root"}, "the workers would run as root"),
-        ({"celery_flower": True}, "has fewer than 8 characters"),
+        ({"celery_flower": True}, "celery_flower_password has fewer than 8 characters"),
+        (
+            {"celery_flower": True, "celery_flower_password": "long enough,\nbut two lines"},
+            "celery_flower_password has a line break in it",
+        ),
+        (
+            {"celery_flower": True, "celery_flower_password": "long enough", "celery_flower_user": "a:b"},
+            "celery_flower_user has a colon in it",
+        ),
         ({"celery_venv": "/home/x/venv"}, "outside of /home"),
         ({"celery_workers": [{**WORKER, "concurency": 3}]}, "concurency"),
     ],
