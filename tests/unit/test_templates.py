@@ -211,8 +211,6 @@ def test_a_default_setting_yields_to_the_projects_own_key_by_key() -> None:
     alone = settings()
     assert alone["CELERY_TASK_ACKS_LATE"] is True
     assert alone["CELERY_BROKER_TRANSPORT_OPTIONS"] == {"visibility_timeout": 3600}
-    assert alone["CELERY_TASK_TIME_LIMIT"] == 600
-    assert settings(CELERY_TASK_TIME_LIMIT=1800)["CELERY_TASK_TIME_LIMIT"] == 1800
     own = settings(CELERY_TASK_ACKS_LATE=False, CELERY_BROKER_TRANSPORT_OPTIONS={"x": 1, "visibility_timeout": 9})
     assert own["CELERY_TASK_ACKS_LATE"] is False
     assert own["CELERY_BROKER_TRANSPORT_OPTIONS"] == {"x": 1, "visibility_timeout": 9}

@@ -128,24 +128,23 @@ def options(host, unit):
     return re.findall(r"--\S*time-limit \S+", words)
 
 
-def test_time_limit_of_the_application_holds_unless_its_worker_has_one(host, r1):
-    assert options(host, BOTH[0]) == ["--time-limit 20", "--soft-time-limit 18"], "r1 sets none"
-    workers = [
-        {"name": "quick", "queues": ["celery", "fast"], "memory_mb": 544},
-        {"name": "slow", "queues": ["slow"], "memory_mb": 200, "time_limit": 15},
-    ]
-    served(celery_release="brisk", celery_workers=workers)
-    assert options(host, BOTH[0]) == []
-    assert options(host, BOTH[1]) == ["--time-limit 15", "--soft-time-limit 13"]
-    killed, done = send(host, "work", "limited", seconds=8), send(host, "work", "allowed", seconds=8, queue="slow")
+def test_time_limit_of_the_application_holds_and_the_roles_where_it_sets_none(host, r1):
+    roles = ["--time-limit 20", "--soft-time-limit 18"]
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == roles, "r1 sets none"
+    served(celery_release="brisk")
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == []
+    killed = send(host, "work", "limited", seconds=8)
     told = f"journalctl -o cat -u {BOTH[0]} | grep -E 'Hard time limit .4(.0)?s. exceeded for shop.work'"
     wait(lambda: host.run(told).rc == 0, 20, "the task was not killed after the application's 4 s")
-    all_done(host, done)
-    assert times(host, "done", killed) == []
+    assert times(host, "began", killed) and times(host, "done", killed) == []
     # It is done with: the last test but one does not wait for it.
     host.run(f"sed -i /^{killed[0]}$/d {DATA}/sent")
+    own = {"name": "slow", "queues": ["slow"], "memory_mb": 200, "time_limit": 15}
+    served(celery_workers=[{"name": "quick", "queues": ["celery", "fast"], "memory_mb": 544}, own])
+    assert options(host, BOTH[0]) == roles
+    assert options(host, BOTH[1]) == ["--time-limit 15", "--soft-time-limit 13"]
     served()
-    assert options(host, BOTH[0]) == options(host, BOTH[1]) == ["--time-limit 20", "--soft-time-limit 18"]
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == roles
 
 
 def test_killed_child_and_killed_worker_lose_nothing(host, r1):

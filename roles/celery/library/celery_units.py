@@ -80,7 +80,7 @@ options:
   default_limits:
     description:
       - The time limit and the soft one, in seconds, for workers that have none of their own; none when all have.
-      - They hold where the application sets none. Its time limits must be below the visibility timeout too.
+      - They hold where the application sets none. What it sets must be below the visibility timeout too.
     type: list
     elements: int
     default: []
@@ -123,6 +123,8 @@ MARK = "@GENERATION@"
 MEMORY = re.compile(r"^MemoryMax=.*$", re.M)
 PROPERTIES = "Id,ActiveState,SubState,MainPID,NeedDaemonReload,UnitFileState,StatusText,Job,Result,MemoryMax"
 OLDEST_CELERY = (5, 5)
+# Since then a task takes the application's time limit for its own, and every message carries it.
+LIMIT_IN_MESSAGES = (5, 7)
 # What kombu assumes where the application sets no visibility timeout; other transports have none.
 VISIBILITY_SECONDS = {"redis": 3600, "sqs": 1800}
 # RabbitMQ's consumer_timeout, unless its configuration says otherwise.
@@ -152,16 +154,15 @@ def left_open(answer, limits):
         return ""
     hard, soft = limits
     own_hard, own_soft = answer["time_limit"], answer["soft_time_limit"]
-    words = ["--time-limit %d" % hard] if own_hard is None else []
-    # An application that lets tasks take longer must not have them told so by a soft limit that was made for another.
-    words += ["--soft-time-limit %d" % soft] if own_soft is None and own_hard in (None, hard) else []
-    return " ".join(words)
+    if own_hard is not None or (own_soft is not None and own_soft >= hard):
+        return ""
+    return "--time-limit %d" % hard + (" --soft-time-limit %d" % soft if own_soft is None else "")
 
 
 def longest_of(answer, own, limits):
-    """How long a task may run, in seconds: by its own limit, by a worker's own, or by what holds for the others."""
-    shared = answer["time_limit"] if answer["time_limit"] is not None else limits[0] if limits else 0
-    return max(own, answer["longest_task"], shared if limits else 0)
+    """How long a task may run, in seconds: by its own limit, a worker's own, the application's, or the role's."""
+    applications = max(answer["time_limit"] or 0, answer["soft_time_limit"] or 0)
+    return max(own, answer["longest_task"], applications or (limits[0] if limits else 0))
 
 
 def last_line(text):
@@ -387,6 +388,12 @@ class Fleet:
                 "a task may run for %s s, and after %s s (visibility_timeout of the application's "
                 "broker_transport_options) the broker gives it to a second worker as well. %s Lower the time limit, or "
                 "raise the visibility timeout in the settings." % (longest, visibility, after)
+            )
+        if self.wanted["longest_seconds"] and answer["time_limit"] is not None and version >= LIMIT_IN_MESSAGES:
+            self.warnings.append(
+                "celery: the application sets task_time_limit to %s s, which this Celery sends with every task, so the time "
+                "limits in celery_workers do not hold. Take it out of the application and set celery_task_time_limit, or "
+                "give the tasks limits of their own." % answer["time_limit"]
             )
         if answer["transport"] == "amqp" and longest >= RABBITMQ_SECONDS:
             self.warnings.append(
