@@ -5,6 +5,7 @@ A busy machine is no failure. All load is made on the lab's own hosts against th
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shlex
@@ -116,7 +117,15 @@ def no_change_of_fleet(lab: Lab, whole: Path, logs: Path) -> list[Measured]:
         Measured("no-change run: time", duration(seconds), f"{seconds / len(addresses):.1f} s for each of {len(addresses)} hosts"),
         Measured("no-change run: remote calls", str(calls.total()), ", ".join(f"{host} {n}" for host, n in sorted(calls.items()))),
         Measured("no-change run: changes", str(changed), "0"),
+        Measured("no-change run: hosts that Ansible talks with at a time", str(forks(lab.root)), "its forks"),
     ]  # fmt: skip
+
+
+def forks(root: Path) -> int:
+    """How many hosts a run of Ansible talks with at a time: what the environment says, else the kit's ansible.cfg."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(root / "ansible.cfg")
+    return int(os.environ.get("ANSIBLE_FORKS") or config["defaults"]["forks"])
 
 
 def processor_seconds(edge: Container, others: list[Container]) -> tuple[float, float]:

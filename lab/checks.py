@@ -134,13 +134,14 @@ def roles(
 ) -> list[Callable[[], None]]:
     """Make what the scenarios stand on and give one job for each; raises MachineError when there is no engine.
 
-    The role that changed last comes first: what time is too short for has been as it is for longest.
+    What was changed lately comes first. The others begin at another place for each commit: where the time is too short
+    for all, each comes to be tested by and by, also one that nobody touches.
     """
     chosen = [scenario for scenario in scenarios.scenarios(lab.root) if name is None or name in scenario]
     for scenario in [one for one in chosen if scenarios.is_long(lab.root, one) and not long]:
         chosen.remove(scenario)
         results.left_out.append(f"role {scenario} (with --long)")
-    chosen.sort(key=lambda scenario: -scenarios.changed(lab.root, scenario))
+    chosen = scenarios.in_turn(chosen, scenarios.newest(lab.root), scenarios.seed(lab.root))
     if not chosen:
         return []
     client = commands.connect()

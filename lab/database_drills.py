@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from docker.models.containers import Container
 
@@ -14,13 +18,19 @@ from lab import ansible, commands, hosts, inventory
 from lab.machine import MachineError, tail
 from lab.model import Lab
 from lab.report import console, step
-from lab.traffic import Traffic
+from lab.traffic import Traffic, Visit, longest_gap
 
 WRITES = ("order", "upload")
+SWITCHOVER_SECONDS = 10  # that a write waits at most
+FAILOVER_SECONDS = 15  # from the command to the first write that went well
+GAP_SECONDS = 30  # at most without a write that went well, while a primary is lost and replaced
 ALONE_COMMITS = 3  # on the primary that nobody reaches, so that the report has something to count
 RETURN_SECONDS = 30  # in which a former primary shows what it does by itself
 LAG_SECONDS = 20
 SSH_SECONDS = 120
+AFTER_SECONDS = 10  # of orders after the moment that is restored, which must not be there
+UNDER_WAY_SECONDS = 10  # at most from an order's own time to its commit
+CLOCK_SECONDS = 1  # at most between the clocks of two hosts
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,30 @@ def members(lab: Lab) -> Members:
     return Members(named[0], named[1])
 
 
-def play(lab: Lab, name: str, *words: str, fails: str = "") -> str:
-    """Run a playbook; gives its output. With `fails` it has to fail with these words. Raises MachineError."""
+def play(lab: Lab, name: str, *words: str, fails: str = "", source: Path | None = None) -> str:
+    """Run a playbook, with the stage's inventory or another; gives its output.
+
+    With `fails` it has to fail with these words, and change nothing. Raises MachineError.
+    """
     log = lab.logs / f"drill-{name}.log"
-    command = ansible.playbook_command(lab, inventory.stage_file(lab.root, lab.load().stage), list(words))
+    command = ansible.playbook_command(lab, source or inventory.stage_file(lab.root, lab.load().stage), list(words))
     with step(" ".join(words)) as running:
         code, output = ansible.run_logged(command, log, running)
     if fails and (code == 0 or fails not in " ".join(output.split())):
         raise MachineError(f"{words[0]} had to fail with “{fails}”, and ended with {code}. The whole log: {log}")
     if code and not fails:
         raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+    if fails:
+        see_unchanged(words[0], output)
     return output
+
+
+def see_unchanged(what: str, output: str) -> None:
+    """A run that refuses has changed nothing; raises MachineError with the hosts that it has changed."""
+    counts = ansible.recap(output)
+    changed = [host for host, count in counts.items() if count["changed"]]
+    if changed or not counts:
+        raise MachineError(f"{what} failed as it should, and changed {', '.join(changed) or 'nobody knows what'}.")
 
 
 def on(lab: Lab, host: str, command: str) -> str:
@@ -69,6 +92,11 @@ def ask(lab: Lab, host: str, sql: str, database: str = "postgres") -> str:
     return on(lab, host, f"cd / && runuser -u postgres -- psql -XqAtw -d {database} -c {shlex.quote(sql)}").strip()
 
 
+def slot_of(host: str) -> str:
+    """A member's name in the replication, which its slot has too."""
+    return re.sub("[^a-z0-9_]", "_", host.lower())
+
+
 def unit(lab: Lab, host: str) -> str:
     return on(lab, host, "systemctl list-units --all --plain --no-legend 'postgresql@*' | cut -d ' ' -f 1").split()[0]
 
@@ -84,16 +112,52 @@ def first_write(made: Traffic, since: float) -> float:
     raise MachineError("Nothing was written within a minute.")
 
 
+def written_again(made: Traffic, since: float, most: float) -> None:
+    """Wait for the first write that begins after a moment and goes well; raises MachineError when it comes too late."""
+    seconds = first_write(made, since)
+    console.print(f"Until the first write that went well: {seconds:.1f} s (promised: {most:g}).")
+    if seconds > most:
+        raise MachineError(f"The first write went well after {seconds:.1f} s, more than {most:g}.")
+
+
+def longest_write(visits: Iterable[Visit], since: float) -> float:
+    """How long the slowest write took that was due after a moment, whether it went well or not.
+
+    Reads say nothing of it: replicas go on serving them. Raises MachineError when nothing was written.
+    """
+    seconds = [visit.seconds for visit in visits if visit.kind in WRITES and visit.due >= since]
+    if not seconds:
+        raise MachineError("Nothing was written, so nothing was measured.")
+    return max(seconds)
+
+
+def writes_waited(made: Traffic, since: float, most: float) -> None:
+    seconds = longest_write(list(made.visits), since)
+    console.print(f"The slowest write took {seconds:.1f} s (promised: {most:g}).")
+    if seconds > most:
+        raise MachineError(f"A write took {seconds:.1f} s, more than {most:g}.")
+
+
+def writes_paused(made: Traffic, most: float) -> None:
+    """See that never for longer than so many seconds no write went well; raises MachineError."""
+    writes = [visit for visit in list(made.visits) if visit.kind in WRITES]
+    seconds = longest_gap(writes, made.now)
+    console.print(f"The longest time without a write that went well: {seconds:.1f} s (promised: {most:g}).")
+    if seconds > most:
+        raise MachineError(f"For {seconds:.1f} s no write went well, more than {most:g}.")
+
+
 def switchover(lab: Lab, made: Traffic) -> None:
     """There and back; in between a stage run with the old inventory refuses and says which line to change."""
     who = members(lab)
-    stage = lab.load().stage
+    stage, since = lab.load().stage, made.now
     made.mark(f"switchover to {who.replica}")
     play(lab, "switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
     made.mark("a stage run")
     line = f"Set site_database_primary: {who.replica} in group_vars/site.yml."
     play(lab, "refused", f"playbooks/stage{stage}.yml", fails=line)
     go_back(lab, made, who)
+    writes_waited(made, since, SWITCHOVER_SECONDS)
 
 
 def go_back(lab: Lab, made: Traffic, who: Members, *setting: str) -> None:
@@ -126,13 +190,39 @@ def kill_primary(lab: Lab, made: Traffic, *setting: str) -> int:
     since = made.now
     made.mark("failover")
     play(lab, "failover", "playbooks/failover.yml", *setting)
-    seconds = first_write(made, since)
+    written_again(made, since, FAILOVER_SECONDS)
     made.mark(f"{who.replica} is the primary")
-    console.print(f"From the command to the first write that went well: {seconds:.1f} s (promised: 15).")
-    if seconds > 15:
-        raise MachineError(f"The first write went well {seconds:.1f} s after the command, more than 15.")
     returns(lab, made, who)
-    return rejoined(lab, made, who, *setting)
+    lost = rejoined(lab, made, who, *setting)
+    writes_paused(made, GAP_SECONDS)
+    return lost
+
+
+def rejoin(lab: Lab, made: Traffic) -> int:
+    """PostgreSQL is stopped on a primary whose host is there: it is switched off there, and comes back by the rejoin alone.
+
+    kill-primary has the other way: a host that is away cannot be switched off, and asks before it starts.
+    """
+    who = members(lab)
+    own = unit(lab, who.primary)
+    made.mark(f"PostgreSQL stops on {who.primary}")
+    on(lab, who.primary, f"systemctl stop {own}")
+    since = made.now
+    made.mark("failover")
+    play(lab, "failover", "playbooks/failover.yml")
+    written_again(made, since, FAILOVER_SECONDS)
+    made.mark(f"{who.replica} is the primary")
+    off = on(lab, who.primary, "grep -hx disabled /etc/postgresql/*/main/start.conf || true")
+    started = on(lab, who.primary, f"systemctl start {own} && echo started || true; systemctl stop {own}")
+    if not off or started:
+        raise MachineError(
+            f"failover.yml did not switch PostgreSQL off on {who.primary}: {off.strip()} {started.strip()}"
+        )
+    lost = rejoined(lab, made, who)
+    writes_paused(made, GAP_SECONDS)
+    if lost:
+        raise MachineError(f"{who.primary} was stopped in order, and {who.replica} lacks {lost} of its commits.")
+    return lost
 
 
 def returns(lab: Lab, made: Traffic, who: Members) -> None:
@@ -171,7 +261,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
         since = made.now
         made.mark("failover")
         play(lab, "failover", "playbooks/failover.yml")
-        console.print(f"From the command to the first write that went well: {first_write(made, since):.1f} s.")
+        written_again(made, since, FAILOVER_SECONDS)
     finally:
         network.connect(container, ipv4_address=state.addresses[who.primary])
         lab.close_connections()
@@ -192,6 +282,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
     lost = rejoined(lab, made, who)
     if lost < ALONE_COMMITS:
         raise MachineError(f"rejoin.yml counted {lost} commits of {ALONE_COMMITS} that {who.primary} alone had.")
+    writes_paused(made, GAP_SECONDS)
     return lost - ALONE_COMMITS  # no orders, so they excuse none
 
 
@@ -249,19 +340,128 @@ def wait_for(lab: Lab, replica: str, there: bool) -> float:
 
 
 def restore(lab: Lab, made: Traffic) -> None:
-    """Any moment since the oldest backup comes back, and holds what the notes of that moment say, while the site goes on."""
+    """A random moment comes back as it was noted, and one that is chosen has exactly the orders that were placed by then."""
     made.mark("a backup")
     play(lab, "backup", "playbooks/backup.yml", "-e", "type=incr")
     made.mark("a restore to a random moment")
-    said = play(lab, "restore", "playbooks/restore-drill.yml")
-    for words in re.findall(r"^\s*- (.*(?:RTO|equal to|RPO).*)$", said, re.M):
+    for words in proven(play(lab, "restore", "playbooks/restore-drill.yml")):
         console.print(words)
     made.mark("it was as it should be")
+    restore_orders(lab, made)
+
+
+def proven(said: str) -> list[str]:
+    """What restore-drill.yml says it has proven; raises MachineError when a sentence is not there."""
+    plain = " ".join(said.split())  # Ansible breaks long lines
+    found = []
+    for sentence in (
+        r"\S+ as of \S+ \S+ was there [\d.]+ s after the restore began \(RTO\)",
+        r"\d+ tables equal to the last bit, \d+ that were written to hold what they may; no damage in any page or index",
+        r"the writes of at most [\d.]+ s would have been lost \(RPO\)",
+    ):
+        match = re.search(sentence, plain)
+        if not match:
+            raise MachineError(f"restore-drill.yml did not say “{sentence}”.")
+        found.append(match[0])
+    return found
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment by the database's own clock, which lies between two of the traffic's: no clock is compared with another."""
+
+    words: str
+    since: float
+    until: float
+
+
+def restore_orders(lab: Lab, made: Traffic) -> None:
+    """Restore to a moment beside the site, and compare the copy's orders with those that visitors placed by then."""
+    primary, keeper, name = hosts_in(lab, "database")[0], backup_keeper(lab), commands.site_settings(lab)["site_name"]
+    moment = now_of(lab, made, primary)
+    made.mark("the moment")
+    time.sleep(AFTER_SECONDS)
+    made.mark("a restore to it")
+    said = play(lab, "restore-beside", "playbooks/restore.yml", "-e", f"moment='{moment.words}'")
+    look, remove = commands_said(said)
+    try:
+        keys = on(lab, keeper, f"cd / && {look} -XqAtw -c \"select key from orders_order where key like 'traffic-%'\"")
+        total = int(on(lab, keeper, f"cd / && {look} -XqAtw -c 'select count(*) from orders_order'"))
+    finally:
+        on(lab, keeper, remove)
+    made.mark("the copy is removed")
+    before, after = judge_copy(moment, dict(made.sent), dict(made.answered), set(keys.split()))
+    least, most = placed_by(lab, primary, name, moment)
+    if not least <= total <= most:
+        raise MachineError(
+            f"The copy of {moment.words} has {total} orders; the site has {least} to {most} that were placed by then."
+        )
+    console.print(
+        f"As of {moment.words} the copy has all {before} orders acknowledged before and none of the {after} sent after; "
+        f"{total} in all, where the site has {least} to {most}."
+    )
+
+
+def now_of(lab: Lab, made: Traffic, primary: str) -> Moment:
+    since = made.now
+    words = ask(lab, primary, "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US+00')")
+    return Moment(words, since, made.now)
+
+
+def commands_said(said: str) -> tuple[str, str]:
+    """How restore.yml says that one looks into what it has restored, and removes it; both as root."""
+    plain = " ".join(said.split())
+    look = re.search(r"look: sudo (runuser [^'\"]+)['\"]", plain)
+    remove = re.search(r"remove: sudo (/etc/pgbackrest/control discard [^'\" ]+)", plain)
+    if not look or not remove:
+        raise MachineError("restore.yml did not say how to look into the copy and how to remove it.")
+    return look[1], remove[1]
+
+
+def judge_copy(moment: Moment, sent: dict[str, float], answered: dict[str, float], there: set[str]) -> tuple[int, int]:
+    """How many orders were acknowledged before a moment and sent after it; raises MachineError for one that is missing or too many.
+
+    What was under way at the moment may be there or not. Where there is nothing to compare, nothing was proven.
+    """
+    before = {key for key, at in answered.items() if at < moment.since}
+    after = {key for key, at in sent.items() if at > moment.until}
+    if not before or not after:
+        raise MachineError(
+            f"{len(before)} orders were acknowledged before {moment.words} and {len(after)} sent after it, so nothing was compared."
+        )
+    missing, early = before - there, after & there
+    if missing or early:
+        raise MachineError(
+            f"The copy of {moment.words} lacks {len(missing)} orders of {len(before)} that were acknowledged before, and has "
+            f"{len(early)} of {len(after)} that were sent after: {', '.join(sorted(missing | early)[:3])}"
+        )
+    return len(before), len(after)
+
+
+def placed_by(lab: Lab, primary: str, name: str, moment: Moment) -> tuple[int, int]:
+    """How many orders the site has of before a moment: at least, at most. An order's own time is the web host's, and before its commit."""
+    at = f"timestamptz '{moment.words}'"
+    counts = ", ".join(
+        f"count(*) filter (where created <= {at} {more})"
+        for more in (f"- interval '{UNDER_WAY_SECONDS} s'", f"+ interval '{CLOCK_SECONDS} s'")
+    )
+    least, most = ask(lab, primary, f"select {counts} from orders_order", name).split("|")
+    return int(least), int(most)
+
+
+def hosts_in(lab: Lab, group: str) -> list[str]:
+    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
+    return [host for host, groups in found.items() if group in groups]
+
+
+def backup_keeper(lab: Lab) -> str:
+    """The host that keeps the backups, chosen as the playbooks do: of backup, else a web host that is no database, else that."""
+    database = hosts_in(lab, "database")
+    return [*hosts_in(lab, "backup"), *(host for host in hosts_in(lab, "web") if host not in database), *database][0]
 
 
 def backup_host(lab: Lab) -> str:
-    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
-    named = [host for host, groups in found.items() if "backup" in groups]
+    named = hosts_in(lab, "backup")
     if not named:
         raise MachineError(f"The lab {lab.name} has no host in backup. ./ladder up 5 makes one.")
     return named[0]
@@ -317,7 +517,7 @@ def alarm(lab: Lab, primary: str, raised: bool) -> None:
 def replica_full_disk(lab: Lab, made: Traffic) -> None:
     """A replica is away for so long that its WAL would fill the primary's disk: it is given up, the primary is not."""
     who = members(lab)
-    slot = re.sub("[^a-z0-9_]", "_", who.replica.lower())
+    slot = slot_of(who.replica)
     ask(lab, who.primary, "alter system set max_slot_wal_keep_size = '64MB'")
     ask(lab, who.primary, "alter system set wal_keep_size = '0'")
     ask(lab, who.primary, "alter system set max_wal_size = '64MB'")
@@ -346,6 +546,71 @@ def replica_full_disk(lab: Lab, made: Traffic) -> None:
             ask(lab, who.primary, f"alter system reset {name}")
         ask(lab, who.primary, "select pg_reload_conf()")
         ask(lab, who.primary, "drop table if exists filler")
-    made.mark("the replica is copied anew")
-    play(lab, "copied-anew", "playbooks/rejoin.yml", "-e", f"host={who.replica}", "-e", "copy=true")
+    copy_anew(lab, made, who.replica)
+
+
+def copy_anew(lab: Lab, made: Traffic, replica: str) -> None:
+    made.mark(f"{replica} is copied anew")
+    play(lab, "copied-anew", "playbooks/rejoin.yml", "-e", f"host={replica}", "-e", "copy=true")
     made.mark("it follows")
+
+
+def remove_replica(lab: Lab, made: Traffic) -> None:
+    """The last replica leaves by the steps of docs/operations/remove-replica.md and comes back by add-replica.md's."""
+    who, stage = members(lab), f"playbooks/stage{lab.load().stage}.yml"
+    play(lab, "replica-status", "playbooks/replica-status.yml")
+    made.mark(f"the site reads from {who.primary}")
+    play(lab, "reads-elsewhere", stage, "-e", "django_read_replica=")
+    made.mark(f"{who.replica} leaves")
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+        smaller = inventory.without(lab.root, lab.load().stage, who.replica, Path(folder))
+        play(lab, "leaves", stage, "-e", json.dumps({"site_pooler": True}), source=smaller)
+    see_forgotten(lab, who)
+    client = commands.connect()
+    container = client.containers.get(f"{lab.name}-{who.replica}")
+    made.mark(f"{who.replica} is turned off")
+    container.kill()
+    try:
+        drop_slot(lab, who)
+        time.sleep(AFTER_SECONDS)
+    finally:
+        container.start()
+        lab.close_connections()
+        hosts.wait_until_up(client, lab, who.replica, lab.load().addresses[who.replica])
+    made.mark(f"{who.replica} comes back")
+    play(lab, "comes-back", stage)
+    if not streams(lab, who):  # its slot was gone, and maybe the WAL that it needs
+        copy_anew(lab, made, who.replica)
+    back = wait_for(lab, who.replica, there=True)
+    made.mark(f"the site reads from {who.replica}")
+    console.print(f"{who.replica} was in rotation {back:.1f} s after it had come back.")
+    play(lab, "replica-status", "playbooks/replica-status.yml")
+
+
+def see_forgotten(lab: Lab, who: Members) -> None:
+    """No host of the site sends anything to a replica that has left, and the primary lets no replica in."""
+    wait_for(lab, who.replica, there=False)
+    rules = ask(lab, who.primary, "select count(*) from pg_hba_file_rules where 'replication' = any(database)")
+    if rules != "0":
+        raise MachineError(f"{who.primary} still lets replicas in, by {rules} lines of its pg_hba.conf.")
+
+
+def drop_slot(lab: Lab, who: Members) -> None:
+    """As soon as the primary has noticed that the replica is away; raises MachineError after a minute."""
+    name, end = slot_of(who.replica), time.monotonic() + 60
+    while ask(lab, who.primary, f"select active from pg_replication_slots where slot_name = '{name}'") == "t":
+        if time.monotonic() > end:
+            raise MachineError(
+                f"A minute after {who.replica} was turned off, its slot on {who.primary} is still in use."
+            )
+        time.sleep(1)
+    ask(lab, who.primary, f"select pg_drop_replication_slot('{name}')")
+
+
+def streams(lab: Lab, who: Members) -> bool:
+    """Whether a replica receives from the primary, within half a minute."""
+    seen = f"select count(*) from pg_stat_replication where state = 'streaming' and application_name = '{slot_of(who.replica)}'"
+    end = time.monotonic() + 30
+    while (found := ask(lab, who.primary, seen)) == "0" and time.monotonic() < end:
+        time.sleep(1)
+    return found != "0"

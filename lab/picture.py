@@ -12,7 +12,14 @@ from lab.traffic import Mark, Visit
 WIDTH, LEFT, RIGHT = 1100, 70, 20
 TOP, LATENCY_HEIGHT, GAP, FAILURE_HEIGHT = 150, 300, 30, 90
 LOWEST_MS, HIGHEST_MS = 1.0, 10_000.0
-COLOURS = {"page": "#4c78a8", "order": "#0b6e4f", "read": "#72b7b2", "report": "#b279a2", "upload": "#e0a030"}
+COLOURS = {
+    "page": "#4c78a8",
+    "order": "#0b6e4f",
+    "again": "#8fbc5a",
+    "read": "#72b7b2",
+    "report": "#b279a2",
+    "upload": "#e0a030",
+}
 FAILED = "#d1242f"
 
 

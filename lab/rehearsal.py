@@ -8,16 +8,16 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lab import ansible, commands, database_drills, hosts, inventory, patroni_drills, picture
 from lab.machine import MachineError, tail
 from lab.model import Lab
 from lab.report import console, duration, step, table
-from lab.traffic import PRODUCTS, Count, Door, Report, Traffic, report
+from lab.traffic import PRODUCTS, TIMEOUT_SECONDS, Count, Door, Report, Traffic, Visit, longest_gap, report
 
 DEFAULT_SECONDS = 30
 DEFAULT_RATE = 10.0
@@ -28,6 +28,7 @@ IN_FLIGHT_SECONDS = 0.5  # how long the slowest ordinary request of the lab is u
 # such tasks once.
 CONFIRM_SECONDS = 180
 LONG_TASKS, LONG_TASK_SECONDS = 6, 6
+QUEUED_TASKS = 50  # that lie in the queue when the broker is killed
 PLAYS = (
     "Base",
     "Database",
@@ -84,34 +85,58 @@ def manage(lab: Lab, *words: str, given: str = "") -> str:
     return done.stdout
 
 
-def count_orders(lab: Lab) -> Callable[[Path], Count]:
-    """Asks the site's own database for a ledger's orders, and waits for confirmations that are still to be made."""
+def count_orders(lab: Lab, pieces: int | None) -> Callable[[Path], Count]:
+    """Asks the site's own database for a ledger's orders, and waits for confirmations that are still to be made.
+
+    `pieces` is how many were in stock and sold before.
+    """
 
     def count(ledger: Path) -> Count:
-        said = manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=ledger.read_text())
-        found = re.search(r"(\d+) missing, (\d+) doubled, (\d+) unconfirmed, (\d+) confirmed twice", said)
-        if not found:
-            raise MachineError(f"check_ledger said nothing that could be read:\n{tail(said, 15)}")
-        return Count(*map(int, found.groups()))
+        return read_count(
+            manage(lab, "check_ledger", "--report", "--wait", str(CONFIRM_SECONDS), given=ledger.read_text()), pieces
+        )
 
     return count
+
+
+def read_count(said: str, pieces: int | None) -> Count:
+    """What check_ledger said. A release that was made before it counted pieces and runs says nothing of them."""
+    found = re.search(r"(\d+) missing, (\d+) doubled, (\d+) unconfirmed, (\d+) confirmed twice", said)
+    if not found:
+        raise MachineError(f"check_ledger said nothing that could be read:\n{tail(said, 15)}")
+    again = re.search(r"sent again (\d+), ran again (\d+)", said)
+    after = read_pieces(said)
+    return Count(
+        *map(int, found.groups()),
+        astray=0 if pieces is None or after is None else abs(after - pieces),
+        sent_again=int(again[1]) if again else None,
+        ran_again=int(again[2]) if again else None,
+    )
+
+
+def read_pieces(said: str) -> int | None:
+    found = re.search(r"(\d+) pieces in stock and sold", said)
+    return int(found[1]) if found else None
 
 
 def ready_traffic(lab: Lab, rate: float) -> Traffic:
     """A load for the running lab, not started: products are there, and a session that may upload."""
     manage(lab, "seed_shop", "--products", str(PRODUCTS))
     session = manage(lab, "traffic_session").split()[-1]
-    return Traffic(front_door(lab), rate, lab.folder / "traffic/ledger", session)
+    made = Traffic(front_door(lab), rate, lab.folder / "traffic/ledger", session)
+    made.pieces = read_pieces(manage(lab, "check_ledger", "--report"))
+    return made
 
 
-def show(lab: Lab, traffic: Traffic, name: str) -> Report:
+def show(lab: Lab, traffic: Traffic, name: str, climbs: Sequence[Climb] = ()) -> Report:
     """Count what is in the database, write report and picture, print both's gist."""
     with step("Counting orders and confirmations in the database"):
-        summed = report(traffic, count_orders(lab))
+        summed = report(traffic, count_orders(lab, traffic.pieces))
+    summed.climbs = [asdict(climb) for climb in climbs]
     folder = lab.folder / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(asdict(summed), indent=2) + "\n")
-    lost, doubled = summed.lost + summed.unconfirmed, summed.doubled + summed.confirmed_twice
+    lost, doubled = summed.lost + summed.unconfirmed, summed.doubled + summed.confirmed_twice + summed.astray
     title = f"{name}: {summed.requests} visits, {summed.failed} failed, {lost} lost, {doubled} doubled"
     (folder / f"{name}.svg").write_text(picture.svg(traffic.visits, traffic.marks, traffic.seconds, title))
     latency = ", ".join(f"{key} {value:g}" for key, value in summed.latency_ms.items())
@@ -122,9 +147,13 @@ def show(lab: Lab, traffic: Traffic, name: str) -> Report:
         ["latency (ms)", latency],
         ["longest time without a success", f"{summed.longest_gap:g} s"],
         ["orders acknowledged", str(summed.orders)],
+        ["orders repeated under their key", str(summed.repeated)],
         ["orders lost / doubled", f"{summed.lost} / {summed.doubled}"],
+        ["pieces astray", "not counted" if traffic.pieces is None else str(summed.astray)],
         ["confirmations lost / doubled", f"{summed.unconfirmed} / {summed.confirmed_twice}"],
     ]
+    if summed.sent_again is not None:
+        rows.append(["confirmations sent again / run again", f"{summed.sent_again} / {summed.ran_again}"])
     console.print(table(["traffic", name], rows))
     console.print(f"Report and picture: {folder / name}.json, .svg", soft_wrap=True)
     return summed
@@ -168,10 +197,71 @@ def settled(made: Traffic) -> Iterator[None]:
         time.sleep(SETTLE_SECONDS)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What visitors notice of a climb: visits that fail, and the longest time without one that ends well (seconds)."""
+
+    failed: int = 0
+    longest_gap: float = TIMEOUT_SECONDS  # longer, and a visit that waited in it has failed
+
+
+# What each way may cost: nobody's visit. That holds for stage 4 too, where the names move: the first web host serves
+# those who come to it until the edge is there, and the visitors of a rehearsal go there at once.
+EXPECTED = {
+    (1, 2): Cost(),
+    (2, 3): Cost(),
+    (3, 4): Cost(),
+    (4, 5): Cost(),
+    (5, 4): Cost(),
+    (4, 3): Cost(),
+    (3, 2): Cost(),
+    (2, 1): Cost(),
+}
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The way from one stage to the next, up or down; when it began, in seconds from the start; what it may cost."""
+
+    start: int
+    end: int
+    began: float
+    expected: Cost
+    measured: Cost | None = None
+
+    @property
+    def broken(self) -> str:
+        """The sentence for what it cost more than it may; empty when that is nothing."""
+        if self.measured is None:
+            return "it was not measured"
+        problems = []
+        if self.measured.failed > self.expected.failed:
+            problems.append(f"{self.measured.failed} visits failed, {self.expected.failed} may")
+        if self.measured.longest_gap > self.expected.longest_gap:
+            problems.append(
+                f"nobody was served for {self.measured.longest_gap:g} s, {self.expected.longest_gap:g} s may pass"
+            )
+        return ", ".join(problems)
+
+
+def measured(climbs: Sequence[Climb], visits: Iterable[Visit], seconds: float) -> list[Climb]:
+    """Each climb with what it cost: it lasts until the next one begins, and the first from the first visit on."""
+    visits, found = list(visits), []
+    for number, climb in enumerate(climbs):
+        begin = climb.began if number else 0.0
+        last = number + 1 == len(climbs)
+        end = seconds if last else climbs[number + 1].began
+        failed = sum(1 for visit in visits if visit.failure and begin <= visit.due and (last or visit.due < end))
+        cost = Cost(failed, round(longest_gap(visits, end, begin), 2))
+        found.append(replace(climb, measured=cost))
+    return found
+
+
 def rehearse(lab: Lab, start: int, end: int, rate: float, back: bool) -> int:
     """Grow the lab from one stage to another while people use it, and with `back` down again.
 
-    Gives 1 when an order or its confirmation was lost or doubled; raises MachineError when a climb failed.
+    Gives 1 when a way cost its visitors more than it may, or an order or its confirmation was lost or doubled; raises
+    MachineError when a climb failed.
     """
     existing = inventory.stages(lab.root)
     for stage in (start, end):
@@ -188,22 +278,36 @@ def rehearse(lab: Lab, start: int, end: int, rate: float, back: bool) -> int:
         )
     commands.up(lab, start, state.debian or None)
     made = ready_traffic(lab, rate)
+    climbs: list[Climb] = []
+
+    def begin(before: int, after: int) -> None:
+        climbs.append(Climb(before, after, made.now, EXPECTED[before, after]))
+
     with settled(made):
         for stage in range(start + 1, end + 1):
+            begin(stage - 1, stage)
             made.mark(f"stage {stage}")
             commands.up(lab, stage, None)
             made.door.address = front_door(lab).address
             made.mark(f"stage {stage} is there")
         for stage in range(end, start, -1) if back else ():
             time.sleep(SETTLE_SECONDS)
+            begin(stage, stage - 1)
             made.mark(f"back to stage {stage - 1}")
             go_back(lab, made, stage)
             made.mark(f"stage {stage - 1} is there")
-    summed = show(lab, made, f"rehearse-{start}-{end}{'-back' if back else ''}")
-    console.print(
-        f"Expected: no failed visit. Measured: {summed.failed} failed, {summed.longest_gap:g} s at most without a success."
-    )
-    return 0 if summed.kept else 1
+    climbs = measured(climbs, made.visits, made.seconds)
+    return judge(show(lab, made, f"rehearse-{start}-{end}{'-back' if back else ''}", climbs), climbs)
+
+
+def judge(summed: Report, climbs: Sequence[Climb]) -> int:
+    """Say of each way whether it cost what it may; gives 1 when one cost more, or an order was not kept."""
+    for climb in climbs:
+        way = f"stage {climb.start} to {climb.end}"
+        console.print(f"[red]broken[/red]  {way}: {climb.broken}" if climb.broken else f"[green]kept[/green]  {way}")
+    if not summed.kept:
+        console.print(f"[red]broken[/red]  {summed.broken}")
+    return 0 if summed.kept and not any(climb.broken for climb in climbs) else 1
 
 
 def go_back(lab: Lab, made: Traffic, stage: int) -> None:
@@ -277,45 +381,98 @@ def at_most(seconds: float) -> Callable[[Report, int], str]:
     return judge
 
 
-def changed_shop(lab: Lab, folder: str, change: Callable[[Path], None]) -> str:
-    """The arguments that deploy a changed copy of the example shop."""
+def changed_shop(lab: Lab, folder: str, change: Callable[[Path], None] = lambda copy: None) -> str:
+    """The arguments that deploy a changed copy of the example shop, with a stylesheet that no release had before."""
     copy = Path(folder) / "shop"
     shutil.copytree(lab.root / "examples/shop", copy)
+    with (copy / "catalogue/static/catalogue/shop.css").open("a") as sheet:
+        sheet.write(f"/* made at {time.time_ns()} */\n")
     change(copy)
     return json.dumps({"site_source": {"path": str(copy)}})
 
 
 def deploy(lab: Lab, made: Traffic) -> None:
-    """A new release, then back to the one before."""
+    """A new release with another stylesheet, then back to the one before."""
     stage = lab.load().stage
     with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
-        news = f"deployed at {time.time()}\n"
-        source = changed_shop(lab, folder, lambda copy: (copy / "NEWS").write_text(news) and None)
+        source = changed_shop(lab, folder)
         for playbook, more in (("deploy", ["-e", source]), ("rollback", [])):
             made.mark(playbook)
             log = lab.logs / f"drill-{playbook}.log"
             code, output = play(lab, made, stage, [f"playbooks/{playbook}.yml", *more], log)
             if code:
                 raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
+    if len(made.stylesheets) < 2:
+        raise MachineError("The visitors never got the new release's stylesheet, so static files were not tried.")
+
+
+@dataclass(frozen=True)
+class BadRelease:
+    """A release that must never serve: what is appended to which of its files, and what the deploy fails with."""
+
+    what: str
+    file: str
+    appended: str
+    words: str
+
+
+BAD_RELEASES = (
+    BadRelease(
+        "a release that cannot start",
+        "shop/wsgi.py",
+        "raise RuntimeError('this release cannot serve')",
+        "this release cannot serve",
+    ),
+    BadRelease(
+        "a release that starts and is not well",
+        "shop/health.py",
+        "def healthz(request):\n    return JsonResponse({'status': 'not well'}, status=500)",
+        "/healthz answered 500 instead of 200",
+    ),
+)
 
 
 def bad_deploy(lab: Lab, made: Traffic) -> None:
-    """A release that cannot start: the deploy must fail, and the old release must go on."""
+    """Releases that cannot serve: each deploy must fail and say why, and every host must keep the release it had."""
+    before = live_releases(lab)
+    for bad in BAD_RELEASES:
+        made.mark(f"deploy of {bad.what}")
+        deploy_bad(lab, made, bad)
+        after = live_releases(lab)
+        moved = [
+            f"{host} has {after[host]} instead of {before[host]}" for host in before if after[host] != before[host]
+        ]
+        if moved:
+            raise MachineError(f"The deploy of {bad.what} failed, and yet {', '.join(moved)}.")
+        made.mark("refused")
 
+
+def deploy_bad(lab: Lab, made: Traffic, bad: BadRelease) -> None:
     def spoil(copy: Path) -> None:
-        with (copy / "shop/wsgi.py").open("a") as stream:
-            stream.write("\nraise RuntimeError('this release cannot serve')\n")
+        with (copy / bad.file).open("a") as stream:
+            stream.write(f"\n\n{bad.appended}\n")
 
     log = lab.logs / "drill-bad-deploy.log"
     with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
         source = changed_shop(lab, folder, spoil)
-        made.mark("deploy of a broken release")
         code, output = play(lab, made, lab.load().stage, ["playbooks/deploy.yml", "-e", source], log)
     if code == 0:
-        raise MachineError(f"The deploy of a release that cannot start did not fail. The whole log: {log}")
-    if "this release cannot serve" not in output:
-        raise MachineError(f"The deploy failed without saying why:\n{ansible.failure(output)}")
-    made.mark("refused")
+        raise MachineError(f"The deploy of {bad.what} did not fail. The whole log: {log}")
+    if bad.words not in " ".join(output.split()):
+        raise MachineError(f"The deploy of {bad.what} failed without saying “{bad.words}”:\n{ansible.failure(output)}")
+
+
+def live_releases(lab: Lab) -> dict[str, str]:
+    """What each web host serves and each worker host runs, as the links say: the release, and Gunicorn's live socket."""
+    name = commands.site_settings(lab)["site_name"]
+    release, socket = f"readlink /srv/{name}/current", f"readlink /run/gunicorn-{name}/live.sock"
+    found = {}
+    for host, groups in stage_hosts(lab).items():
+        if "web" in groups:
+            found[host] = " by ".join(database_drills.on(lab, host, f"{release} && {socket}").split())
+        elif "worker" in groups:
+            found[host] = database_drills.on(lab, host, release).strip()
+    return found
 
 
 def kill_web(lab: Lab, made: Traffic) -> None:
@@ -424,20 +581,55 @@ def wait_for_tasks(lab: Lab, word: str, what: str, number: int, seconds: float) 
     return time.monotonic() - start
 
 
+@contextmanager
+def stopped_workers(lab: Lab, made: Traffic) -> Iterator[None]:
+    """No worker runs, and no health check minds, so what is sent lies in the queue; they start again in any case."""
+    name = commands.site_settings(lab)["site_name"]
+    health = f"celery-health-{name}"
+    listing = f"systemctl list-units --plain --no-legend --full 'celery-{name}@*.service' | cut -d ' ' -f 1"
+    with ExitStack() as again:
+        made.mark("the workers stop")
+        for host in needed(lab, "worker"):
+            units = " ".join(database_drills.on(lab, host, listing).split())
+            if not units:
+                raise MachineError(f"No worker runs on {host}, so nothing was tried. ./ladder up starts them.")
+            again.callback(database_drills.on, lab, host, f"systemctl start {units} {health}.timer")
+            database_drills.on(lab, host, f"systemctl stop {health}.timer {health}.service {units}")
+        yield
+        made.mark("the workers start")
+
+
 def kill_broker(lab: Lab, made: Traffic) -> None:
-    """The broker is killed, stopped for a while, and hangs, while orders send tasks to it."""
+    """The broker is killed, stopped for a while, and hangs, while orders send tasks to it.
+
+    An order's task is sent again when it is overdue, so it is not told by orders whether the broker keeps what it has
+    taken. Tasks that nobody sends again tell: they lie in the queue when the broker is killed.
+    """
+    with stopped_workers(lab, made):
+        # The command ends well when the broker has answered for each of them.
+        word = manage(lab, "long_tasks", "--count", str(QUEUED_TASKS), "--seconds", "0").split()[-1]
+        harm_broker(lab, made)
+        begun = long_tasks(lab, word)["begun"]
+        if begun:
+            raise MachineError(f"{begun} tasks ran while the workers were stopped, so the queue was not tried.")
+    wait_for_tasks(lab, word, "ended", QUEUED_TASKS, CONFIRM_SECONDS)
+    made.mark("all tasks are done")
+    console.print(f"Of {QUEUED_TASKS} tasks that lay in the broker when it was killed, 0 were lost.")
+
+
+def harm_broker(lab: Lab, made: Traffic) -> None:
     host = needed(lab, "cache")[0]
-    for words, what, seconds in (
-        ("kill --signal=KILL redis-broker", "is killed", 2 * SETTLE_SECONDS),
-        ("stop redis-broker", "is stopped", 2 * SETTLE_SECONDS),
-        ("start redis-broker", "is back", 2 * SETTLE_SECONDS),
-        ("kill --signal=STOP redis-broker", "hangs", 2 * SETTLE_SECONDS),
-        ("kill --signal=CONT redis-broker", "goes on", 2 * SETTLE_SECONDS),
+    for words, what in (
+        ("kill --signal=KILL redis-broker", "is killed"),
+        ("stop redis-broker", "is stopped"),
+        ("start redis-broker", "is back"),
+        ("kill --signal=STOP redis-broker", "hangs"),
+        ("kill --signal=CONT redis-broker", "goes on"),
     ):
         made.mark(f"the broker {what}")
         if commands.ssh(lab, host, [f"sudo systemctl {words}"]):
             raise MachineError(f"systemctl {words} failed on {host}.")
-        time.sleep(seconds)
+        time.sleep(2 * SETTLE_SECONDS)
 
 
 def needed(lab: Lab, group: str, number: int = 1) -> list[str]:
@@ -477,8 +669,12 @@ def wait_for_success(made: Traffic) -> None:
 
 
 DRILLS = {
-    "deploy": Drill("a deploy and a rollback; no visit fails", deploy, nothing_failed),
-    "bad-deploy": Drill("a release that cannot start is refused; no visit fails", bad_deploy, nothing_failed),
+    "deploy": Drill("a deploy and a rollback; no visit fails, no page lacks its stylesheet", deploy, nothing_failed),
+    "bad-deploy": Drill(
+        "releases that cannot start or are not well are refused, every host keeps its own; no visit fails",
+        bad_deploy,
+        nothing_failed,
+    ),
     "kill-web": Drill("Gunicorn is killed, and where there are others the whole host after it", kill_web, killed_web),
     "remove-web": Drill(
         "a web host leaves the inventory and comes back; no visit fails", remove_web, nothing_failed, "web", 2
@@ -491,7 +687,7 @@ DRILLS = {
         "worker",
     ),
     "kill-broker": Drill(
-        "the broker is killed, stopped, and hangs; no visit fails, no confirmation is lost",
+        "the broker is killed, stopped, and hangs; no visit fails, no task that it took and no confirmation is lost",
         kill_broker,
         nothing_failed,
         "worker",
@@ -514,6 +710,13 @@ DRILLS = {
         2,
         asked=True,
     ),
+    "rejoin": Drill(
+        "PostgreSQL is stopped on the primary, a replica takes over, the old one is kept down and rejoins; nothing is lost",
+        database_drills.rejoin,
+        at_most(30),
+        "database",
+        2,
+    ),
     "split-brain": Drill(
         "the primary is cut off and comes back after a failover, still a primary: it takes no orders",
         database_drills.split_brain,
@@ -535,8 +738,15 @@ DRILLS = {
         "database",
         2,
     ),
+    "remove-replica": Drill(
+        "the replica leaves the inventory, is turned off, and comes back; no visit fails",
+        database_drills.remove_replica,
+        nothing_failed,
+        "database",
+        2,
+    ),
     "restore": Drill(
-        "a random moment is restored beside the running site and judged; no visit fails",
+        "two moments are restored beside the running site: one as it was noted, one with the orders of then; no visit fails",
         database_drills.restore,
         nothing_failed,
     ),
@@ -630,7 +840,7 @@ def drill(lab: Lab, name: str, rate: float) -> int:
         problem = DRILLS[one].allowed(summed, len(in_group(lab, "web")))
         if (
             given_up
-            and not (summed.doubled or summed.unconfirmed or summed.confirmed_twice)
+            and not (summed.doubled or summed.unconfirmed or summed.confirmed_twice or summed.astray)
             and summed.lost <= given_up
         ):
             console.print(f"Of the {given_up} commits that were given up, {summed.lost} were acknowledged orders.")

@@ -18,6 +18,8 @@ from lab.model import ROOT, Lab
 from lab.report import Results, console
 
 SCENARIO_SECONDS = 1500
+DAY = 24 * 3600
+NEWEST = 3  # of the scenarios that were changed lately: with more of them ahead, the others would have no turn
 BAR = re.compile(r"^\s*│ ?")
 PHASE = re.compile(r"^INFO\s+\S+ ➜ (?P<phase>[\w-]+): Executing$")
 COUNTED = re.compile(r"(\d+) (passed|failed|error|skipped|deselected)s?\b")
@@ -40,14 +42,37 @@ def is_long(root: Path, scenario: str) -> bool:
     return bool(re.search(r"^# long\b", (root / f"molecule/{scenario}/molecule.yml").read_text(), re.MULTILINE))
 
 
-def changed(root: Path, scenario: str) -> int:
-    """When a scenario or the role of its name was changed last by a commit, in seconds since 1970; 0 outside of git."""
-    command = ["git", "-C", str(root), "log", "-1", "--format=%ct", "--", f"molecule/{scenario}", f"roles/{scenario}"]
+def git(root: Path, *words: str) -> str:
+    """What git says of the kit's repository; nothing where there is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout
     except OSError:
-        return 0
-    return int(done.stdout.strip() or 0)
+        return ""
+
+
+def newest(root: Path) -> list[str]:
+    """The scenarios that commits of the last day before the newest one changed, or the role of their name; the last first.
+
+    At most NEWEST of them. A first commit is left aside: in a shallow clone it is all that there is, and changed everything.
+    """
+    last = int(git(root, "log", "-1", "--format=%ct") or 0)
+    command = ["-c", "log.showRoot=false", "log", "--format=", "--name-only", "--relative", f"--since={last - DAY}"]
+    parts = [line.split("/") for line in git(root, *command, "--", "molecule", "roles").splitlines()]
+    known = scenarios(root)
+    return list(dict.fromkeys(part[1] for part in parts if len(part) > 2 and part[1] in known))[:NEWEST]
+
+
+def seed(root: Path) -> int:
+    """A number that is another one for each commit, also in a shallow clone; 0 outside of git."""
+    return int(git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip() or "0", 16)
+
+
+def in_turn(chosen: list[str], first: list[str], number: int) -> list[str]:
+    """The scenarios of `first`, then the others from one on that the number decides, all round."""
+    ahead = [scenario for scenario in first if scenario in chosen]
+    rest = [scenario for scenario in chosen if scenario not in ahead]
+    start = number % len(rest) if rest else 0
+    return ahead + rest[start:] + rest[:start]
 
 
 def phases(log: str) -> list[Phase]:

@@ -7,6 +7,7 @@ from that time. A site that stalls for two seconds so shows as two seconds' wort
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import random
 import re
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -30,10 +31,25 @@ VISITORS_AT_ONCE = 200
 # What a round of visits is made of.
 ROUND = ("page", "order", "page", "read", "order", "page", "upload", "order", "read", "report")
 PRODUCTS = 200
+# What a page names its stylesheet by: another content is another name, so each release's page needs its own.
+STYLESHEET = re.compile(rb'href="(/static/[^"]+\.[0-9a-f]{12}\.css)"')
+REPEAT_EVERY = 5  # of so many orders one is sent again, under its key
 
 
 class Failed(Exception):
-    """A visit that did not get what it should; the text is the kind of failure, short enough to be counted."""
+    """A visit that did not get what it should; the text is the kind of failure, short enough to be counted.
+
+    `status` is what was answered, 0 for no answer.
+    """
+
+    def __init__(self, kind: str, status: int = 0) -> None:
+        super().__init__(kind)
+        self.status = status
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the site itself may have said nothing, so that nobody knows what it did; 502 is a proxy's word."""
+        return self.status == 0 or self.status >= 500
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,18 @@ def kind_of(number: int) -> str:
     return random.Random(turn).sample(ROUND, len(ROUND))[place]
 
 
+def answered_order(answer: Answer, order: dict) -> dict:
+    """The order in an answer, without what may change; raises Failed when it is not the one that was placed."""
+    try:
+        said = json.loads(answer.body)
+        found = {name: said[name] for name in ("key", "customer", "items", "created")}
+    except (ValueError, TypeError, KeyError):
+        raise Failed("half an order", answer.status) from None
+    if any(found[name] != order[name] for name in order):
+        raise Failed("another order", answer.status)
+    return found
+
+
 class Jar:
     """The cookies of one visitor, for as long as they hold."""
 
@@ -160,9 +188,16 @@ class Traffic:
     def __init__(self, door: Door, rate: float, ledger: Path, session: str) -> None:
         self.door, self.rate, self.ledger, self.session = door, rate, ledger, session
         self.visits: list[Visit] = []
+        self.sent: dict[str, float] = {}  # an order's key -> when it was first sent, in seconds from the start
+        self.answered: dict[str, float] = {}  # -> when it was first acknowledged
         self.marks: list[Mark] = []
         self.acknowledged: list[str] = []
         self.jars: dict[str, Jar] = {}  # of who placed an order, by its key
+        # Orders to be sent again under their keys, each with what was answered the first time, None for no answer.
+        self.repeats: deque[tuple[dict, dict | None]] = deque()
+        self._answered = itertools.count()
+        self.stylesheets: set[str] = set()  # that were there for the pages which named them
+        self.pieces: int | None = None  # in stock and sold before the first visit, where that is known
         self.started = 0.0
         self.seconds = 0.0
         self._stop = threading.Event()
@@ -202,6 +237,8 @@ class Traffic:
                 pool.submit(self._visit, number)
                 number += 1
             self.seconds = self.now
+        while self._repeat():
+            pass
 
     def _visit(self, number: int) -> None:
         kind = kind_of(number)
@@ -211,6 +248,11 @@ class Traffic:
             getattr(self, f"_{kind}")(number)
         except Failed as failed:
             failure = str(failed)
+        self._note(due, kind, failure)
+        if kind == "order" and not failure:
+            self._repeat()
+
+    def _note(self, due: float, kind: str, failure: str) -> None:
         visit = Visit(round(due, 3), round(self.now - due, 4), kind, failure)
         with self._lock:
             self.visits.append(visit)
@@ -219,29 +261,83 @@ class Traffic:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         answer = self.door.request(method, path, body, named)
         if answer.status not in wanted:
-            raise Failed(f"status {answer.status}")
+            raise Failed(f"status {answer.status}", answer.status)
         return answer
 
     def _page(self, number: int) -> None:
         product = self._product(number)
         path = "/" if number % 3 else f"/products/{product}/"
-        if b"</html>" not in self._ask([200], "GET", path).body:
+        page = self._ask([200], "GET", path).body
+        if b"</html>" not in page:
             raise Failed("half a page")
+        named = STYLESHEET.search(page)
+        if not named:
+            raise Failed("a page without its stylesheet")
+        # From whichever machine is next, which may have another release than the one that made the page.
+        try:
+            self._ask([200], "GET", named[1].decode())
+        except Failed as failed:
+            raise Failed(f"stylesheet: {failed}", failed.status) from None
+        self.stylesheets.add(named[1].decode())
 
     def _order(self, number: int) -> None:
-        key = f"traffic-{uuid.uuid4().hex}"
-        order = {"customer": f"Visitor {number}", "items": [{"sku": self._product(number), "quantity": 1}]}
+        order = {
+            "key": f"traffic-{uuid.uuid4().hex}",
+            "customer": f"Visitor {number}",
+            "items": [{"sku": self._product(number), "quantity": 1}],
+        }
+        try:
+            answer = self._place(order)
+        except Failed as failed:
+            if failed.unanswered:
+                self.repeats.append((order, None))
+            raise
+        first = answered_order(answer, order)
+        if next(self._answered) % REPEAT_EVERY == 0:
+            self.repeats.append((order, first))
+
+    def _place(self, order: dict) -> Answer:
+        """Send an order; when it is acknowledged for the first time, it is in the ledger before this returns."""
+        key, content = order["key"], {name: order[name] for name in ("customer", "items")}
+        self.sent.setdefault(key, self.now)
         answer = self._ask(
-            [200, 201], "POST", "/api/orders", json.dumps(order).encode(),
+            [200, 201], "POST", "/api/orders", json.dumps(content).encode(),
             Idempotency_Key=key, Content_Type="application/json",
         )  # fmt: skip
-        jar = Jar()
-        jar.take(answer)
         with self._lock:
-            self.acknowledged.append(key)
-            self.jars[key] = jar
-            with self.ledger.open("a") as stream:
-                stream.write(key + "\n")
+            if key not in self.jars:
+                self.acknowledged.append(key)
+                self.answered[key] = self.now
+                with self.ledger.open("a") as stream:
+                    stream.write(key + "\n")
+            self.jars.setdefault(key, Jar()).take(answer)
+        return answer
+
+    def _repeat(self) -> bool:
+        """Send one of the orders that wait for it again, as a client does who got no answer; gives whether one came.
+
+        Beside the visits, of which none waits for it. It has to be answered with the same order, and none may be
+        written where one was acknowledged. An order without an answer has failed already; it is tried again later.
+        """
+        try:
+            order, first = self.repeats.popleft()
+        except IndexError:
+            return False
+        due, failure, answered = self.now, "", True
+        try:
+            answer = self._place(order)
+            if first and answer.status != 200:
+                raise Failed("written a second time", answer.status)
+            found = answered_order(answer, order)
+            if first and found != first:
+                raise Failed("another order", answer.status)
+        except Failed as failed:
+            failure, answered = str(failed), not failed.unanswered
+        if not answered and first is None:
+            self.repeats.append((order, None))
+        else:
+            self._note(due, "again", failure)
+        return answered
 
     def _read(self, number: int) -> None:
         """An order is there for who placed it, just now or some time ago, whichever machine is asked."""
@@ -301,29 +397,46 @@ class Report:
     doubled: int = 0
     unconfirmed: int = 0
     confirmed_twice: int = 0
+    astray: int = 0
+    sent_again: int | None = None
+    ran_again: int | None = None
+    repeated: int = 0  # orders that were sent again under their key, and answered
+    climbs: list[dict] = field(default_factory=list)  # of a rehearsal: from, to, expected, measured
     marks: list[dict] = field(default_factory=list)
 
     @property
     def kept(self) -> bool:
         """Whether every acknowledged order is there, and confirmed by its task, exactly once."""
-        return not (self.lost or self.doubled or self.unconfirmed or self.confirmed_twice)
+        return not self.broken
 
     @property
     def broken(self) -> str:
         """The sentence for orders that are not there or not confirmed exactly once; empty when all are."""
-        counts = {"are lost": self.lost, "are doubled": self.doubled, "were never confirmed": self.unconfirmed,
-                  "were confirmed twice": self.confirmed_twice}  # fmt: skip
-        return ", ".join(f"{number} acknowledged orders {what}" for what, number in counts.items() if number)
+        counts = {
+            "acknowledged orders are lost": self.lost,
+            "acknowledged orders are doubled": self.doubled,
+            "acknowledged orders were never confirmed": self.unconfirmed,
+            "acknowledged orders were confirmed twice": self.confirmed_twice,
+            "pieces are neither in stock nor sold, or both: an order was applied twice, or in part": self.astray,
+        }
+        return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
 
 
 @dataclass(frozen=True)
 class Count:
-    """What the site's own database says of a ledger: orders that are not there exactly once, or not confirmed so."""
+    """What the site's own database says of a ledger: orders that are not there exactly once, or not confirmed so.
+
+    `astray` is by how many pieces stock and sales together differ from before. How many tasks were sent again and ran
+    again is no fault; None when the release does not tell.
+    """
 
     lost: int = 0
     doubled: int = 0
     unconfirmed: int = 0
     confirmed_twice: int = 0
+    astray: int = 0
+    sent_again: int | None = None
+    ran_again: int | None = None
 
 
 def percentile(ordered: list[float], share: float) -> float:
@@ -331,11 +444,11 @@ def percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def longest_gap(visits: Iterable[Visit], seconds: float) -> float:
-    """The longest time in which no visit ended well."""
+def longest_gap(visits: Iterable[Visit], end: float, begin: float = 0.0) -> float:
+    """The longest time in which no visit ended well, between two moments (seconds from the start)."""
     ends = sorted(visit.due + visit.seconds for visit in visits if not visit.failure)
-    edges = [0.0, *(end for end in ends if end <= seconds), seconds]
-    return max((after - before for before, after in zip(edges, edges[1:], strict=False)), default=seconds)
+    edges = [begin, *(one for one in ends if begin <= one <= end), end]
+    return max(after - before for before, after in zip(edges, edges[1:], strict=False))
 
 
 def report(traffic: Traffic, count: Callable[[Path], Count]) -> Report:
@@ -359,5 +472,6 @@ def report(traffic: Traffic, count: Callable[[Path], Count]) -> Report:
         longest_gap=round(longest_gap(traffic.visits, traffic.seconds), 2),
         orders=len(traffic.acknowledged),
         **asdict(counted),
+        repeated=sum(1 for visit in traffic.visits if visit.kind == "again" and not visit.failure),
         marks=[asdict(mark) for mark in traffic.marks],
     )

@@ -321,6 +321,17 @@ def administrator_problems(people: list[Mapping[str, Any]], passwords: bool) -> 
             )
 
 
+def health_limit_problems(limits: list[dict[str, Any]], path: str) -> Iterator[str]:
+    """The sentences for limits that are for the page by which whoever watches the site judges it."""
+    for number, limit in enumerate(limits, 1):
+        prefix = limit.get("path_prefix", "/")
+        if prefix.strip("/") and path.startswith(prefix):
+            yield (
+                f"site_rate_limits, entry {number}, is for {prefix}, which is what health checks ask (site_health_path is {path}): "
+                "whoever watches the site would be told 429. Give it another path_prefix."
+            )
+
+
 def environment_problems(place: str, values: Mapping[str, Any]) -> Iterator[str]:
     """The sentences for environment variables, which are named and never shown."""
     for name, value in values.items():

@@ -98,6 +98,11 @@ class Environment:
             made_up = {f"ansible_{name}": value for name, value in {**FACTS, **(facts or {})}.items()}
             self._variables.set_host_facts(host.name, made_up)
 
+    def learn(self, host: str, facts: dict[str, Any], variables: dict[str, Any]) -> None:
+        """What a play has found out about one host."""
+        self._variables.set_host_facts(host, facts)
+        self._variables.set_nonpersistent_facts(host, variables)
+
     @property
     def hosts(self) -> list[str]:
         return sorted(host.name for host in self._inventory.get_hosts("site"))

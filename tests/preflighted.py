@@ -21,6 +21,21 @@ def hosts(**more: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {host: {**APART[host], **more.get(host, {})} for host in APART}
 
 
+def verdict_problems(inventory: Path, debian: dict[str, str] | None = None) -> list[str]:
+    """What the part says that reads all hosts' answers; `debian` has the release of those that do not run 13."""
+    site = Environment(inventory)
+    for host in site.hosts:
+        release = (debian or {}).get(host, "13")
+        answer = {"answer": {"distribution": "Debian", "version": release, "skew": 0.0}}
+        site.learn(host, {"ansible_distribution_major_version": release}, {"_preflight_host": answer})
+    action = object.__new__(preflight.ActionModule)
+    try:
+        action._verdict({"groups": site.all_groups, "hostvars": site.hostvars})
+    except preflight.Refusal as refusal:
+        return refusal.problems
+    return []
+
+
 def inventory_problems(inventory: Path, **more: Any) -> list[str]:
     """What that part says, without a run of a playbook; `more` are variables of the run (version)."""
     site = Environment(inventory)

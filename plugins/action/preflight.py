@@ -64,6 +64,12 @@ TEMPLATE = re.compile(r"\{[{%#]")
 ARTIFACT = re.compile(r"p[0-9a-f]{12}")  # a revision whose archive the controller has: its folder is not needed
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 UNSET = re.compile(r"\w+ uses (\w+), which is not set")
+POOLER_POSTGRES = 17  # the first that takes TLS from the first byte, as HAProxy does it
+# The least of roles' variables of which a run with fewer would end in its midst.
+LEAST = {
+    "pgbackrest_retention_full": 1, "pgbackrest_retention_differential": 1,
+    "restic_keep_daily": 1, "restic_keep_weekly": 0, "restic_keep_monthly": 0,
+}  # fmt: skip
 MEMORY_TOLERANCE = 1.001  # sums of decimal shares are not exact
 
 
@@ -343,15 +349,17 @@ def limit_problems(limits: Mapping[str, int], visibility: int, redis: bool) -> l
     ]
 
 
-def line_break_problems(passwords: Mapping[str, str]) -> list[str]:
-    """The sentence for passwords that no line of a configuration can hold; names only."""
-    broken = sorted(name for name, value in passwords.items() if re.search(r"[\r\n\0]", value))
-    if not broken:
-        return []
-    return [
-        f"{listed(broken)} has a line break in it, which no configuration file can hold. Write it on one line (in YAML: "
-        "quoted, or |- in place of |)."
-    ]
+def line_break_problems(passwords: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """One sentence per password that no line of a configuration can hold; `passwords` has each by its name and by host."""
+    problems = []
+    for name, by_host in sorted(passwords.items()):
+        broken = [host for host, value in by_host.items() if re.search(r"[\r\n\0]", value)]
+        if broken:
+            problems.append(
+                f"{name} has a line break in it on {listed(broken)}, which no configuration file can hold. Write it on one "
+                "line (in YAML: quoted, or |- in place of |)."
+            )
+    return problems
 
 
 def address_problems(addresses: Mapping[str, str]) -> list[str]:
@@ -376,6 +384,39 @@ def memory_problem(host: str, shares: Mapping[str, Any]) -> str | None:
         return None
     parts = ", ".join(f"{name} {share:g}" for name, share in shares.items())
     return f"The memory shares of {host} add up to {total:g} of what it has ({parts}). Lower them to 1 or less in site_memory_shares."
+
+
+def by_value(found: Mapping[str, str]) -> str:
+    """Who has which value, for a sentence: "17 on db1 and 15 on db2"; empty when all have the same."""
+    hosts: dict[str, list[str]] = defaultdict(list)
+    for host, value in found.items():
+        hosts[value or "empty"].append(host)
+    return " and ".join(f"{value} on {listed(theirs)}" for value, theirs in hosts.items()) if len(hosts) > 1 else ""
+
+
+def primaries_problems(names: Mapping[str, str], groups: Mapping[str, list[str]]) -> list[str]:
+    """The sentence for hosts that would take different ones for the primary, or one that is none; `names` by host."""
+    if parts := by_value(names):
+        return [
+            f"site_database_primary is {parts}, and all hosts have to mean the same one. Set it once, in group_vars/site.yml."
+        ]
+    return primary_host_problems(next(iter(names.values()), ""), groups)
+
+
+def version_problems(versions: Mapping[str, str], pooler: bool) -> list[str]:
+    """The sentences for major versions of the database's hosts that do not go together, or that a pooler cannot reach."""
+    problems = []
+    if parts := by_value(versions):
+        problems.append(
+            f"PostgreSQL would be {parts}, and a replica has its primary's version. Set postgres_version once, in "
+            "group_vars/site.yml, or use one release of Debian for the group database."
+        )
+    if pooler and (old := {host: one for host, one in versions.items() if int(one) < POOLER_POSTGRES}):
+        problems.append(
+            f"PostgreSQL on {listed(old)} is version {min(old.values(), key=int)}, and the pooler's way to it (TLS from the first "
+            f"byte) came with {POOLER_POSTGRES}. Use Debian 13 for the group database, or leave site_pooler and a second host out."
+        )
+    return problems
 
 
 def primary_host_problems(name: str, groups: Mapping[str, list[str]]) -> list[str]:
@@ -438,6 +479,51 @@ def read_own_writes_problems(seconds: int, lag: int) -> list[str]:
     return [
         f"site_read_own_writes_seconds is {seconds}, and a replica may be {lag} s behind (site_replica_lag_seconds) and stays in use "
         f"for {NOTICED_SECONDS} s more: people would miss what they have just written. Set it to {lag + NOTICED_SECONDS} or more."
+    ]
+
+
+def repository_problems(groups: Mapping[str, list[str]], keeper: str, said: bool, store: bool) -> list[str]:
+    """The sentence for backups that would be lost with the database; `said` is that it is meant, `store` that they lie elsewhere.
+
+    A site that is one machine has no other place: there each run warns.
+    """
+    if said or store or keeper not in (groups.get("database") or []) or len(set(groups.get("site") or [])) < 2:
+        return []
+    return [
+        f"The backups of the database would lie on {keeper}, which is a host of the database, and be lost with it. Add a host that is "
+        "not in database to the group backup, or set site_backup_s3; if it is meant so, set pgbackrest_same_machine: true in "
+        "group_vars/site.yml."
+    ]
+
+
+def pooler_problems(
+    opened: Mapping[str, int], own: Iterable[str], takes: Mapping[str, int], reserve: int, needed: int
+) -> list[str]:
+    """The sentence for poolers that could open more connections than the database takes, or that have too few each.
+
+    `opened` has what each host with a pooler may open, `own` names those whose number a person wrote; `takes` has what each host of
+    the database takes, of which `reserve` stay for everything else; a pooler needs `needed`.
+    """
+    if not opened or not takes:
+        return []
+    narrow = min(takes, key=lambda host: takes[host])
+    left = takes[narrow] - reserve
+    each, own = left // len(opened), set(own)
+    if len(own) < len(opened) and each < needed:
+        return [
+            f"{len(opened)} hosts with a pooler would share the {takes[narrow]} connections of PostgreSQL less {reserve} for everything "
+            f"else, which leaves each {max(each, 0)}, and a pooler needs {needed}. Set postgres_max_connections: "
+            f"{needed * len(opened) + reserve} or more in group_vars/site.yml."
+        ]
+    total = sum(opened.values())
+    if total <= left:
+        return []
+    numbers = ", ".join(f"{host} {opened[host]}" for host in list(opened)[:5])
+    lower = f"pgbouncer_server_connections: {each} or less, or " if each >= needed else ""
+    return [
+        f"The poolers may open {total} connections together (pgbouncer_server_connections: {numbers}{', ...' if len(opened) > 5 else ''}), "
+        f"and PostgreSQL on {narrow} takes {takes[narrow]}, of which {reserve} stay for everything else. Set {lower}"
+        f"postgres_max_connections: {total + reserve} or more in group_vars/site.yml."
     ]
 
 
@@ -547,7 +633,11 @@ class ActionModule(ActionBase):
         problems += self._settings(hostvars, raw, groups, version)
         problems += self._role_variables(raw)
         if not problems and hosts:
-            problems += line_break_problems(self._passwords(hostvars, raw, hosts[0]))
+            problems += line_break_problems(self._passwords(hostvars, raw))
+        # An operation changes neither; it may be what mends them.
+        if not problems and stage:
+            problems += self._poolers(hostvars, raw, groups)
+            problems += self._repository(hostvars, raw, groups)
         if not problems and groups.get("worker"):
             problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
@@ -616,7 +706,8 @@ class ActionModule(ActionBase):
             problems += edge_tls_problems(groups, self._value(hostvars, hosts[0], "site_tls")[0])
             problems += virtual_address_problems(groups, self._value(hostvars, hosts[0], "site_virtual_address")[0])
             problems += media_host_problems(self._value(hostvars, hosts[0], "site_media_host")[0], groups)
-            problems += primary_host_problems(self._value(hostvars, hosts[0], "site_database_primary")[0], groups)
+            primaries = {host: str(self._value(hostvars, host, "site_database_primary")[0] or "") for host in hosts}
+            problems += primaries_problems(primaries, groups)
             problems += self._failover(hostvars, groups)
             seconds = (
                 self._value(hostvars, hosts[0], f"site_{name}_seconds")[0]
@@ -637,6 +728,39 @@ class ActionModule(ActionBase):
         own = self._value(hostvars, first, "postgres_settings")[0] or {}
         synchronous = int(self._value(hostvars, first, "postgres_synchronous_replicas")[0] or 0)
         return failover_problems(groups, pooler, addresses, own, synchronous)
+
+    def _poolers(
+        self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]]
+    ) -> list[str]:
+        """What the poolers of all hosts may open, against what the database takes."""
+        coded = dict.fromkeys([*(groups.get("web") or []), *(groups.get("worker") or [])])
+        hosts = [host for host in coded if self._value(hostvars, host, "pooler_here")[0]]
+        databases = groups.get("database") or []
+        if not hosts or not databases:
+            return []
+        name = "pgbouncer_server_connections"
+        read = {host: self._value(hostvars, host, name) for host in hosts}
+        if unread := {host: error for host, (_, error) in read.items() if error}:
+            return [f"{name} cannot be read on {listed(unread)}: {next(iter(unread.values()))}. Write a whole number."]
+        opened = {host: int(value) for host, (value, _) in read.items()}
+        own = [host for host in hosts if raw[host][name] != defaults()[name]]
+        usually = read_yaml(KIT / "roles/postgres/defaults/main.yml")["postgres_max_connections"]
+        takes = {host: int(self._value(hostvars, host, "postgres_max_connections")[0] or usually) for host in databases}
+        reserve = int(self._value(hostvars, hosts[0], "pooler_connections_reserve")[0])
+        return pooler_problems(opened, own, takes, reserve, needed=8 if len(databases) > 1 else 4)
+
+    def _repository(
+        self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]]
+    ) -> list[str]:
+        databases = groups.get("database") or []
+        keeper = str(self._value(hostvars, databases[0], "backup_host")[0]) if databases else ""
+        if keeper not in databases:
+            return []
+        name = "pgbackrest_same_machine"
+        # The wiring says it by itself, so that a site that is one machine needs nothing.
+        said = raw[keeper][name] != defaults()[name] and bool(self._value(hostvars, keeper, name)[0])
+        store = bool(self._value(hostvars, keeper, "site_backup_s3")[0])
+        return repository_problems(groups, keeper, said, store)
 
     def _meaning(
         self, name: str, value: Any, host: Mapping[str, Any], groups: Mapping[str, list[str]], version: str
@@ -668,8 +792,10 @@ class ActionModule(ActionBase):
             case "site_ssh_from":
                 return role(FIREWALL, "firewall_ssh_from", [], 22, value, [], 60)
             case "site_rate_limits":
-                asked = {"rate_limits": value, "health_path": str(get("site_ready_path") or "/healthz")}
-                return role(LIMITS, "haproxy_rate_limits", asked)
+                health, ready = (str(get(f"site_{kind}_path") or "/healthz") for kind in ("health", "ready"))
+                found = role(LIMITS, "haproxy_rate_limits", {"rate_limits": value, "health_path": ready})
+                # The edge asks the one, whoever watches the site from outside the other.
+                return found or list(values.health_limit_problems(value, health))
             case "site_gates":
                 odd = load(KIT / "roles/django/filter_plugins/django.py").django_odd_commands({}, value, [])
                 return [
@@ -691,7 +817,11 @@ class ActionModule(ActionBase):
                 value = variables[name]
                 if (name in usual and value == usual[name]) or not is_plain(value):
                     continue
-                for problem in values.problems(name, {**described[name], "required": False}, value, strict=False):
+                spec = {**described[name], "required": False}
+                if name in LEAST:
+                    spec["min"] = LEAST[name]
+                    value = yaml.safe_load(value) if isinstance(value, str) else value
+                for problem in values.problems(name, spec, value, strict=False):
                     where[problem].append(host)
         return sorted(problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items())
 
@@ -721,12 +851,17 @@ class ActionModule(ActionBase):
             ]
         return problems
 
-    def _passwords(self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], host: str) -> dict[str, str]:
-        """Secrets that a person has set. The kit's own are left alone: reading one would make it."""
+    def _passwords(self, hostvars: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        """Secrets that a person has set, by name and by host. The kit's own are left alone: reading one would make it."""
         usual = defaults()
-        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key")) and name in raw[host]]
-        chosen = [name for name in secret if raw[host][name] != usual.get(name)]
-        return {name: str(self._value(hostvars, host, name)[0] or "") for name in chosen}
+        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key"))]
+        chosen = {
+            name: [host for host in raw if raw[host].get(name, usual.get(name)) != usual.get(name)] for name in secret
+        }
+        return {
+            name: {host: str(self._value(hostvars, host, name)[0] or "") for host in own}
+            for name, own in chosen.items()
+        }
 
     def _workers(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
         hosts = list(groups["worker"])
@@ -804,5 +939,16 @@ class ActionModule(ActionBase):
             problem = f"The memory shares of {host} cannot be read: {error}" if error else memory_problem(host, shares)
             if problem:
                 problems.append(problem)
+        problems += self._versions(hostvars, task_vars["groups"])
         refuse(problems)
         return {"changed": False}
+
+    def _versions(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
+        """PostgreSQL's, of the hosts that were asked and of those that are told theirs."""
+        found = {}
+        for host in groups.get("database") or []:
+            asked = self._value(hostvars, host, "postgres_version")[0]
+            version = str(asked or self._value(hostvars, host, "distribution_postgres")[0] or "")
+            if version.isdigit():  # the role refuses what is no number
+                found[host] = version
+        return version_problems(found, bool(found) and bool(self._value(hostvars, next(iter(found)), "site_pooler")[0]))

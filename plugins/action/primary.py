@@ -14,6 +14,8 @@ from ansible.plugins.action import ActionBase
 
 CLOSE_BYTES = 16 * 1024 * 1024  # one WAL file: further behind, and a switchover would keep people waiting
 PATRONICTL = "sudo patronictl -c /etc/patroni/config.yml"
+# Only the old primary's disk has them.
+COUNTED = "Commits are counted when it is back, by playbooks/rejoin.yml."
 Found = Mapping[str, Mapping[str, Any]]
 
 
@@ -219,6 +221,24 @@ def failover_problems(found: Found, to: str) -> list[str]:
     return []
 
 
+def lost_words(found: Found, to: str) -> str:
+    """What could be lost when `to` takes over, as far as those who answered know.
+
+    A replica knows what it heard last, for as long as its receiver waits for the primary; a former primary that answers and does not run
+    knows where its last checkpoint began.
+    """
+    # No primary of an earlier failover.
+    same = [one for one in found.values() if one["timeline"] == found[to]["timeline"]]
+    heard = {one["primary_lsn"] for one in same if one["running"]}
+    heard |= {one["lsn"] for one in same if one["role"] == "primary" and not one["running"]}
+    if not (last := max(heard, key=position, default="")):
+        return f"how much the primary wrote after that, nobody who answers knows. {COUNTED}"
+    missing = position(last) - position(found[to]["lsn"])
+    if missing > 0:
+        return f"the primary was at {last} or later: at least {missing} bytes of what it wrote would be lost. {COUNTED}"
+    return f"the primary was at {last} when it was last heard of: of that nothing would be lost, of what came later everything. {COUNTED}"
+
+
 def rejoin_problems(found: Found, host: str) -> list[str]:
     """Why `host` cannot become a replica of the primary there is."""
     if patronis := led(found):
@@ -346,6 +366,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"primary: part is {part!r}.")
         if problems:
             raise AnsibleActionFail(" ".join([*problems, "Nothing was changed."]))
+        if part == "failover":
+            result["lost"] = lost_words(found, wanted or most_advanced(found))
         rest = {name: one for name, one in found.items() if part != "rejoin" or name != wanted}
         result.update(
             changed=False,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_primary import MOVED, WELL
+from test_primary import MOVED, WELL, member
 
 from kit import HERE, ROOT, SITE, run_playbook
 
@@ -26,7 +26,7 @@ GROUPS = {
 HOSTS = {host: {**HERE, "host_address": f"198.18.9.{n}", "ansible_become": False}
          for n, host in enumerate(("web1", "worker1", "db1", "db2", "cache1"), start=1)}  # fmt: skip
 ROLES = {
-    "postgres": ["main", "status", "step_down", "take_over", "rewind", "follow"],
+    "postgres": ["main", "status", "step_down", "take_over", "rewind", "follow", "fence"],
     "patroni": ["main", "status", "join", "move", "adopt", "loosen", "hand_back", "leave", "switchover"],
     "etcd": ["status", "rest"], "firewall": ["main"],
     "pgbouncer": ["pause", "resume"], "haproxy": ["drain", "readmit"], "django": ["unlock"],
@@ -155,6 +155,31 @@ def test_a_switchover_is_patronis_where_it_leads(run: Callable[..., tuple[list[s
     steps, said = run("switchover", led(WELL), "-e", "to=db2")
     assert steps == [*HOLD, "postgres/step_down db1", "postgres/take_over db2", *GO_ON, "postgres/rewind db1"]
     assert "Set site_database_primary: db2" in said
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        # The machine answers, and PostgreSQL does not run there.
+        ({"db1": member("primary", running=False, lsn="0/5000200"), "db2": member()},
+         "the primary was at 0/5000200 or later: at least 512 bytes of what it wrote would be lost."),
+        ({"db1": member(running=False), "db2": member(primary_lsn="0/5000010")},
+         "the primary was at 0/5000010 or later: at least 16 bytes of what it wrote would be lost."),
+        ({"db1": member("primary", running=False), "db2": member(primary_lsn="0/4000000")},
+         "the primary was at 0/5000000 when it was last heard of: of that nothing would be lost, of what came later everything."),
+        ({"db1": member(running=False), "db2": member()},
+         "how much the primary wrote after that, nobody who answers knows."),
+    ],
+)  # fmt: skip
+def test_a_failover_says_how_many_bytes_could_be_lost_before_it_fences_anybody(
+    run: Callable[..., tuple[list[str], str]], answers: dict[str, Any], words: str
+) -> None:
+    steps, said = run("failover", answers)
+    assert "db2 becomes the primary. It has received everything up to 0/5000000" in said and words in said, said
+    assert "Commits are counted when it is back, by playbooks/rejoin.yml." in said
+    assert said.index(words) < said.index("PLAY [Fence]")
+    assert "postgres/take_over db2" in steps
+    assert ("postgres/fence db1" in steps) is (answers["db1"]["role"] == "primary")
 
 
 def test_a_stage_run_follows_whoever_leads_and_takes_nothing_over(run: Callable[..., tuple[list[str], str]]) -> None:

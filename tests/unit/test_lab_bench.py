@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from lab import bench
@@ -32,3 +35,22 @@ def test_both_sides_get_the_same_number_of_turns_in_turns() -> None:
 
     assert bench.take_turns(lambda: turn("a", first), lambda: turn("b", second)) == (3.0, 5.0)
     assert order == ["a", "b"] * 4
+
+
+def test_what_is_measured_of_a_fleet_says_how_many_hosts_were_talked_with_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ansible.cfg").write_text("[defaults]\nforks = 7\n")
+    (tmp_path / "remote-calls").write_text("192.0.2.1\n192.0.2.2\n192.0.2.1\n")
+    known = SimpleNamespace(addresses={"web1": "192.0.2.1", "web2": "192.0.2.2"})
+    lab = SimpleNamespace(root=tmp_path, folder=tmp_path, load=lambda: known)
+    recap = "PLAY RECAP ****\nweb1 : ok=2 changed=0 unreachable=0 failed=0\n"
+    monkeypatch.setattr(bench, "play_stage", lambda *given: recap)
+
+    def rows() -> dict[str, str]:
+        return {row.what.partition(": ")[2]: row.value for row in bench.no_change_of_fleet(lab, tmp_path, tmp_path)}
+
+    monkeypatch.delenv("ANSIBLE_FORKS", raising=False)
+    assert (rows()["remote calls"], rows()["hosts that Ansible talks with at a time"]) == ("3", "7")
+    monkeypatch.setenv("ANSIBLE_FORKS", "9")
+    assert rows()["hosts that Ansible talks with at a time"] == "9"

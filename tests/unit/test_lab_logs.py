@@ -123,21 +123,58 @@ def test_closing_line_names_what_the_time_was_too_short_for() -> None:
     assert results.closing_line() == "0 passed, 0 failed, not run for lack of time: role redis"
 
 
-def test_role_that_a_commit_changed_last_is_tested_first(tmp_path: Path) -> None:
-    def git(*words: str, day: int = 1) -> None:
-        date = f"2026-01-0{day}T00:00:00Z"
+def repository(folder: Path, *changes: str) -> None:
+    """A repository with one commit an hour, each of which changes the files named (by blanks) in it."""
+    folder.mkdir(exist_ok=True)
+    for hour, change in enumerate(("", *changes)):
+        for name in change.split():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(str(hour))
+        date = f"2026-01-{1 + hour // 24:02}T{hour % 24:02}:00:00Z"
         environment = {**os.environ, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e@example.com", *words],
-                       check=True, capture_output=True, env=environment)  # fmt: skip
+        for words in (("init",), ("add", "."), ("commit", "--allow-empty", "-m", change or "first")):
+            subprocess.run(["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e@example.com", *words],
+                           check=True, capture_output=True, env=environment)  # fmt: skip
 
-    git("init")
-    for day, name in enumerate(("molecule/redis", "molecule/base", "roles/redis"), 1):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").write_text("")
-        git("add", ".")
-        git("commit", "-m", name, day=day)
-    assert scenarios.changed(tmp_path, "redis") > scenarios.changed(tmp_path, "base") > 0
-    assert scenarios.changed(tmp_path, "nosuch") == 0
+
+MADE = " ".join(f"molecule/{name}/molecule.yml" for name in ("base", "nginx", "redis", "restic", "media"))
+
+
+def test_scenarios_that_the_last_days_commits_changed_are_tested_first_the_newest_of_them_foremost(tmp_path) -> None:
+    changes = [
+        MADE,
+        "roles/media/a",
+        *["README.md"] * 25,
+        "roles/base/a roles/nosuch/a",
+        "molecule/redis/a",
+        "roles/base/b",
+    ]
+    repository(tmp_path, *changes)
+    assert scenarios.newest(tmp_path) == ["base", "redis"], "media was changed the day before"
+    repository(tmp_path / "all", MADE)
+    assert len(scenarios.newest(tmp_path / "all")) == scenarios.NEWEST
+    assert scenarios.newest(tmp_path.parent / "nosuch") == []
+
+
+def test_each_of_the_other_scenarios_has_its_turn_behind_those_that_changed() -> None:
+    chosen, changed = scenarios.scenarios(), ["redis", "base"]
+    orders = [scenarios.in_turn(chosen, changed, number) for number in range(1000, 1000 + len(chosen))]
+    assert all(order[:2] == changed and sorted(order) == chosen for order in orders)
+    assert {order[2] for order in orders} == set(chosen) - set(changed)
+    assert scenarios.in_turn(["redis"], ["base", "redis"], 7) == ["redis"], "only what was asked for"
+
+
+def test_scenarios_take_turns_in_a_shallow_clone_too(tmp_path: Path) -> None:
+    repository(tmp_path / "whole", MADE, "roles/base/a", "roles/nginx/a")
+    seeds = set()
+    for commit in ("HEAD", "HEAD~1"):
+        clone = tmp_path / commit
+        subprocess.run(["git", "-C", tmp_path / "whole", "branch", "-f", "some", commit], check=True)
+        one = ["git", "clone", "--quiet", "--depth", "1", "--branch", "some", f"file://{tmp_path}/whole", clone]
+        subprocess.run(one, check=True)
+        assert scenarios.newest(clone) == [], "its only commit says of every file that it changed it"
+        seeds.add(scenarios.seed(clone))
+    assert len(seeds) == 2 and scenarios.seed(tmp_path) == 0
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (59.9, "59.9 s"), (185, "3 min 05 s")])

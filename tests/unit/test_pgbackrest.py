@@ -6,15 +6,18 @@ import datetime
 import functools
 import json
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from test_templates import samples
 
-from kit import ROOT, load_module
+from kit import HERE, ROOT, load_module, run_playbook
 from rendered import Role
 
 ROLE = ROOT / "roles/pgbackrest"
@@ -222,6 +225,28 @@ def test_alarm_names_everything_that_is_wrong(
     assert all(sentence.startswith(start) for sentence, start in zip(found, words, strict=True)), found
 
 
+@pytest.mark.parametrize(
+    ("groups", "warned"),
+    [({"web": ["one"], "database": ["one"]}, True), ({"web": ["web1"], "database": ["db1"]}, False)],
+)
+def test_a_run_warns_where_the_only_machine_keeps_its_own_backups(
+    make_inventory: Callable[..., Path], tmp_path: Path, groups: dict[str, list[str]], warned: bool
+) -> None:
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    tasks = yaml.safe_load((ROLE / "tasks/run.yml").read_text())
+    play = {
+        "name": "The end of the role", "hosts": "database", "gather_facts": True, "gather_subset": ["!all", "!min", "platform"],
+        "tasks": [task for task in tasks if "ansible.builtin.debug" in task and "same machine" in task["name"]],
+    }  # fmt: skip
+    (tmp_path / "end.yml").write_text(yaml.safe_dump([play]))
+    hosts = {host: {**HERE, "host_address": f"198.18.9.{n}"} for n, [host] in enumerate(groups.values())}
+    done = run_playbook(tmp_path / "end.yml", make_inventory(groups, hosts=hosts))
+    assert done.returncode == 0, done.stdout
+    said = " ".join(done.stdout.split())
+    warning = "lie on the machine itself. They help against a mistake, not against the loss of the machine or its disk. Give the repository"
+    assert (warning in said) is warned
+
+
 # --- what is restored
 
 
@@ -295,6 +320,79 @@ def test_only_what_was_restored_is_removed(control: ModuleType, tmp_path: Path) 
         with pytest.raises(control.Failed, match="is nothing that was restored by this program. Nothing was removed"):
             control.discard(str(tmp_path / name))
         assert (tmp_path / name / "PG_VERSION").exists()
+
+
+# The program of a repository's host, with what it would say of its backups made up.
+ANSWERS = """#!{python}
+import json, sys
+
+sys.path.insert(0, {folder!r})
+import control{sample} as control
+
+if sys.argv[1] == "status":
+    backups = {{"error": "", "backups": [{{}}], "oldest_restorable_time": "2026-01-01 00:00:00+00", "version": "17"}}
+    print(json.dumps({{"stanzas": {{"shop": backups}}}}))
+elif sys.argv[1] == "restore":
+    control.STANZAS = {{"shop": []}}
+    control.main()
+"""
+FUTURE = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)).strftime("%Y-%m-%d %H:%M:%S+00")
+[*_, INSTALL] = yaml.safe_load((ROLE / "tasks/restore_install.yml").read_text())
+
+
+@pytest.fixture
+def asked(make_inventory: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """asked("restore.yml", moment=...) -> how a run in check mode ends and what it says, on hosts with such a program."""
+    program(tmp_path, REPOSITORY)
+    path = tmp_path / "control"
+    path.write_text(ANSWERS.format(python=sys.executable, folder=str(tmp_path), sample=REPOSITORY))
+    path.chmod(0o755)
+    hosts = {host: {**HERE, "ansible_become": False} for host in ("web1", "db1")}
+    inventory = make_inventory({"web": ["web1"], "database": ["db1"]}, hosts=hosts)
+
+    def run(playbook: Path | str, **given: Any) -> tuple[int, str]:
+        known = {"_pgbackrest_control": str(path), "directory": str(tmp_path / "restored"), **given}
+        done = run_playbook(playbook, inventory, "--check", "-e", json.dumps(known))
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"moment": "2026-02-01 00:00:00+00", "transaction": "747"}, "Both a moment and a transaction were given, and nothing was"),
+        ({"moment": FUTURE}, f"pgbackrest: {FUTURE} is in the future. Nothing was restored. Choose a moment that has passed"),
+        ({"moment": "2025-12-31 12:00:00+00"}, "2025-12-31 12:00:00+00 is before the oldest backup, of 2026-01-01 00:00:00+00:00."),
+        ({"moment": "yesterday"}, "the moment 'yesterday' is none. Nothing was restored. Write it as 2031-05-01 12:00:00+00"),
+        ({"transaction": "many"}, "the transaction 'many' is none. Nothing was restored."),
+        ({"directory": "here"}, "the directory here cannot be restored into. Nothing was restored. Give an absolute path"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_a_restore_that_cannot_be_is_refused_before_anything_is_installed(
+    asked: Callable[..., tuple[int, str]], given: dict[str, Any], words: str
+) -> None:
+    code, said = asked("playbooks/restore.yml", **given)
+    assert code != 0 and words in said, said
+    assert not [task["name"] for task in INSTALL["block"] if f": {task['name']}]" in said], said
+
+
+def test_a_kind_of_restore_that_there_is_not_is_refused_with_those_that_there_are(
+    asked: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    given = {"restore_stanza": "shop", "restore_directory": "/var/lib/restored/x", "restore_type": "immediate"}
+    play = {
+        "name": "Restore", "hosts": "web", "gather_facts": False,
+        "tasks": [{"name": "Restore", "ansible.builtin.import_role": {"name": "pgbackrest", "tasks_from": "restore"},
+                   "vars": {f"pgbackrest_{name}": value for name, value in given.items()}}],
+    }  # fmt: skip
+    (tmp_path / "role.yml").write_text(yaml.safe_dump([play]))
+    code, said = asked(tmp_path / "role.yml")
+    assert code != 0 and "value of pgbackrest_restore_type must be one of: latest, time, xid, got: immediate" in said, (
+        said
+    )
+    assert "Ask whether it can be restored" not in said
 
 
 # --- drills

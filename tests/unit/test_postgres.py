@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import struct
 from pathlib import Path
@@ -156,9 +157,9 @@ def test_a_copy_is_never_put_over_files(tmp_path: Path) -> None:
 
 def test_an_instance_without_members_gets_no_word_of_them() -> None:
     text = configuration(0, "10-stepladder.conf")
-    assert not [
-        name for name in ("primary_conninfo", "wal_keep_size", "synchronous", "--- replication") if name in text
-    ]
+    assert not re.search(r"^(primary_conninfo|wal_keep_size|synchronous\w+|# --- replication)", text, re.MULTILINE)
+    # A slot may be left behind by the last replica, or be somebody else's.
+    assert re.search(r"^max_slot_wal_keep_size = '\d+MB'", text, re.MULTILINE)
     assert "replication" not in configuration(0, "pg_hba.conf")
     assert not [file for file in Role(ROLE, samples("postgres")[0]).files() if file.dest.endswith("replication.pgpass")]
 
@@ -232,3 +233,35 @@ def test_what_another_member_says_decides(
     monkeypatch.setattr(gate, "ask", lambda peer: answer if peer == "198.18.0.3" else None)
     assert words in gate.refusal()
     assert bool(gate.refusal()) is bool(words), "slots or not"
+
+
+# --- what a former primary alone has
+
+alone = library("postgres_alone")
+# Of PostgreSQL 17, two commits, one of them of a prepared transaction, and one that was given up.
+DUMPED = """\
+rmgr: Heap        len (rec/tot):     54/   150, tx:        749, lsn: 0/03000060, prev 0/03000028, desc: INSERT off: 3, flags: 0x08
+rmgr: Transaction len (rec/tot):     34/    34, tx:        749, lsn: 0/030000F8, prev 0/03000060, desc: COMMIT 2031-05-01 12:00:00.1 UTC
+rmgr: Transaction len (rec/tot):     34/    34, tx:        750, lsn: 0/03000120, prev 0/030000F8, desc: ABORT 2031-05-01 12:00:00.2 UTC
+rmgr: Transaction len (rec/tot):     66/    66, tx:          0, lsn: 0/03000148, prev 0/03000120, desc: COMMIT_PREPARED 751: 2031-05-01
+rmgr: Standby     len (rec/tot):     50/    50, tx:          0, lsn: 0/03000190, prev 0/03000148, desc: RUNNING_XACTS nextXid 752
+"""
+
+
+def test_a_former_primarys_own_commits_and_bytes_are_counted_from_where_the_other_was_promoted() -> None:
+    found = alone.counted(DUMPED, "0/3000060")
+    assert (found["commits"], found["bytes"]) == (2, 0x190 + 50 - 0x60)
+    assert (found["from"], found["to"]) == ("0/3000060", "0/30001C2")
+    assert alone.counted("", "0/3000060") == {"from": "0/3000060", "to": "0/3000060", "bytes": 0, "commits": 0}
+    # One record is one that has a length.
+    [_, one, *_] = DUMPED.splitlines()
+    assert alone.counted(one, "0/30000F8") == {"from": "0/30000F8", "to": "0/300011A", "bytes": 34, "commits": 1}
+    assert alone.position("1/10") == 2**32 + 16
+
+
+def test_where_a_former_primarys_timeline_was_left_is_read_from_the_promoted_ones_history() -> None:
+    history = "1\t0/3000060\tno recovery target specified\n\n2\t1/A0000028\tno recovery target specified\n"
+    assert alone.branched_at(history, 1) == "0/3000060"
+    assert alone.branched_at(history, 2) == "1/A0000028"
+    with pytest.raises(server.Refused, match="does not descend from timeline 3 of this server"):
+        alone.branched_at(history, 3)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kit import HERE, KEY, ROOT, SITE, run_playbook
 from lab.inventory import read_hosts, stage_file, stages
@@ -292,8 +293,8 @@ def test_queues_of_the_settings_routes_are_found() -> None:
         ),
         ({"site_workers": [{"name": "a", "queues": ["mail"]}]}, "The worker a on db1 consumes mail"),
         ({"site_queues": {"celery": {}, "mail": {}}}, "Nobody consumes the queue mail"),
-        ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it"),
-        ({"site_database_password": "two\r"}, "site_database_password has a line break in it"),
+        ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it on db1, web1, which"),
+        ({"site_database_password": "two\r"}, "site_database_password has a line break in it on db1, web1, which"),
     ],
 )
 def test_background_work_that_cannot_go_well_is_refused(
@@ -307,6 +308,16 @@ def test_background_work_that_cannot_go_well_is_refused(
 
 def test_background_work_as_the_kit_sets_it_up_is_accepted(make_inventory: Callable[..., Path]) -> None:
     assert inventory_problems(make_inventory({**FOUR, "worker": ["web1", "db1"]}, hosts=hosts())) == []
+
+
+@pytest.mark.parametrize("host", ["db1", "web1"])
+def test_a_password_of_one_host_is_looked_at_as_well(make_inventory: Callable[..., Path], host: str) -> None:
+    inventory = make_inventory(TWO, hosts=hosts(**{host: {"site_database_password": "a secret\n"}}))
+    [problem] = inventory_problems(inventory)
+    assert (
+        problem.startswith(f"site_database_password has a line break in it on {host}, which")
+        and "secret" not in problem
+    )
 
 
 def test_workers_need_a_broker(make_inventory: Callable[..., Path]) -> None:
@@ -325,6 +336,17 @@ def test_several_web_hosts_need_an_edge() -> None:
     assert preflight.fleet_problems({"web": ["a", "b"]}, 0) == []  # an operation, not a stage
     [problem] = preflight.fleet_problems({"web": ["a", "b"]}, 3)
     assert "a, b" in problem and "playbooks/stage4.yml" in problem
+
+
+def test_an_edge_without_a_web_host_is_refused(make_inventory: Callable[..., Path]) -> None:
+    [play, *_] = yaml.safe_load((ROOT / "playbooks/stage4.yml").read_text())
+    asked = {"groups": play["vars"]["preflight_groups"], "stage": play["vars"]["preflight_stage"]}
+    edge = make_inventory({"edge": ["web1"], "database": ["db1"]}, hosts=hosts())
+    [problem] = inventory_problems(edge, args=asked)
+    assert (
+        problem
+        == "The group web has no host, and this stage needs one: the site runs there. Add a host to web in the inventory."
+    )
 
 
 def test_two_edges_cannot_both_prove_the_names() -> None:

@@ -114,6 +114,15 @@ def test_a_failover_that_cannot_be_is_refused(found: dict[str, Any], to: str, wo
     assert words in problem
 
 
+def test_what_could_be_lost_is_the_most_that_anybody_knows_of_this_timeline() -> None:
+    older = member("primary", running=False, timeline=1, lsn="9/0")
+    found = {"db1": older, "db2": member(timeline=2), "db3": member(timeline=2, primary_lsn="0/5000008")}
+    assert "at least 8 bytes" in primary.lost_words(found, "db2")
+    found["db2"]["primary_lsn"] = "0/5000100"
+    assert "at least 256 bytes" in primary.lost_words(found, "db2")
+    assert "nobody who answers knows" in primary.lost_words({"db1": older, "db2": member(timeline=2)}, "db2")
+
+
 @pytest.mark.parametrize(
     ("found", "host", "words"),
     [

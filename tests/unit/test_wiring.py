@@ -450,6 +450,25 @@ def test_only_the_first_web_host_migrates(make_inventory: Callable[..., Path]) -
     assert [site.value(host, "django_migrate") for host in ("web1", "web2")] == [True, False]
 
 
+def test_linter_of_migrations_comes_with_its_package_its_app_and_its_gate_when_it_is_asked_for(
+    make_inventory: Callable[..., Path],
+) -> None:
+    site = one(make_inventory, "two hosts", site_lint_migrations=True, site_gates=["check_ledger"])
+    [package] = linters(site)
+    assert re.fullmatch(r"django-migration-linter==\d+\.\d+\.\d+", package), "a stage run must not change it"
+    assert site.value("web1", "django_apps") == ["django_migration_linter"]
+    assert site.value("web1", "django_gates") == ["lintmigrations --unapplied-migrations --no-cache", "check_ledger"]
+
+
+def test_nothing_of_the_linter_is_there_unless_it_is_asked_for(make_inventory: Callable[..., Path]) -> None:
+    site = one(make_inventory, "two hosts")
+    assert [linters(site), site.value("web1", "django_apps"), site.value("web1", "django_gates")] == [[], [], []]
+
+
+def linters(site: Environment) -> list[str]:
+    return [name for name in site.value("web1", "django_packages") if "linter" in name]
+
+
 def test_one_web_host_has_its_uploads_as_plain_files(make_inventory: Callable[..., Path]) -> None:
     inventory = make_inventory(SHAPES["two hosts"], hosts=HOSTS)
     site = Environment(inventory)
@@ -753,6 +772,14 @@ def test_one_database_host_has_nothing_of_replicas(make_inventory: Callable[...,
     assert list(site.value("web1", "django_databases")) == ["default"] and not site.value(
         "web1", "django_databases_direct"
     )
+
+
+def test_a_site_can_stop_reading_from_its_last_replica_before_the_pooler_forgets_the_way(
+    make_inventory: Callable[..., Path],
+) -> None:
+    still = one(make_inventory, "a replica", django_read_replica="")
+    assert still.value("web1", "django_read_replica") == "" and still.value("web1", "pooler_way")["replica_port"] != 0
+    assert "shop_replica" in [pool["name"] for pool in still.value("web1", "pgbouncer_databases")]
 
 
 def test_poolers_leave_the_database_connections_for_everything_else(make_inventory: Callable[..., Path]) -> None:

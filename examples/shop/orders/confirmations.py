@@ -30,7 +30,8 @@ def promise(order: Order) -> None:
 def make(key: str) -> bool:
     """Confirm the order unless that is done; whether this call did it."""
     with transaction.atomic():
-        # Whoever comes second waits here, and then finds it made.
+        # Whoever comes second waits here, and then finds it made. Each run counts, so that one for nothing shows.
+        Confirmation.objects.filter(order__key=key).update(runs=F("runs") + 1)
         found = Confirmation.objects.select_for_update().get(order__key=key)
         if found.made:
             return False
@@ -51,5 +52,5 @@ def overdue() -> list[str]:
             .order_by("sent")[:AT_ONCE]
         )
         found = list(waiting)
-        Confirmation.objects.filter(pk__in=[one.pk for one in found]).update(sent=now)
+        Confirmation.objects.filter(pk__in=[one.pk for one in found]).update(sent=now, sent_again=F("sent_again") + 1)
         return [one.order.key for one in found]

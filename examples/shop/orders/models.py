@@ -24,6 +24,9 @@ class Confirmation(models.Model):
     sent = models.DateTimeField(help_text="when the task was last sent, or tried to be")
     made = models.DateTimeField(null=True)
     times = models.PositiveIntegerField(default=0)
+    # Of these the database knows the default: releases that do not know the columns go on writing rows.
+    sent_again = models.IntegerField(db_default=0, help_text="how often the task was sent after the first time")
+    runs = models.IntegerField(db_default=0, help_text="how often the task ran, with or without something to do")
 
     class Meta:
         indexes = [

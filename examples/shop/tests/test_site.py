@@ -2,17 +2,21 @@
 
 import datetime
 import json
+import re
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
+from pathlib import Path
 from unittest.mock import patch
 
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.db.models import F
 from django.db.utils import OperationalError
 from django.test import Client, TransactionTestCase, override_settings
 from django.utils import timezone
@@ -31,6 +35,12 @@ class Shop(TransactionTestCase):
     def order(self, key: str, quantity: int = 1, sku: str = "item-000001"):
         body = {"customer": "Eve", "items": [{"sku": sku, "quantity": quantity}]}
         return Client().post("/api/orders", json.dumps(body), "application/json", headers={"Idempotency-Key": key})
+
+    def ledger_says(self, keys: str) -> str:
+        out = StringIO()
+        with patch("sys.stdin", StringIO(keys)):
+            call_command("check_ledger", report=True, stdout=out)
+        return out.getvalue()
 
     def stock(self) -> int:
         return Product.objects.get(sku="item-000001").stock
@@ -69,6 +79,26 @@ class Site(Shop):
             call_command("check_ledger", stdout=out)
         self.assertIn("missing key-00002", out.getvalue())
 
+    def test_ledger_tells_an_order_that_was_applied_twice_or_in_part_by_the_pieces(self) -> None:
+        before = self.ledger_says("")
+        self.assertIn("30 pieces in stock and sold", before)
+        for quantity in (2, 2, 3, 11):  # written, repeated, another under the same key, more than there is
+            self.order("key-00001", quantity)
+        self.order("key-00002", 11)
+        self.assertIn("30 pieces in stock and sold", self.ledger_says(""))
+        Product.objects.filter(sku="item-000001").update(stock=F("stock") - 2)
+        self.assertIn("28 pieces in stock and sold", self.ledger_says(""))
+
+    def test_release_that_does_not_know_the_counters_goes_on_writing(self) -> None:
+        self.order("key-00001")
+        Confirmation.objects.all().delete()
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO orders_confirmation (order_id, sent, made, times)"
+                " SELECT id, now(), NULL, 0 FROM orders_order"
+            )
+        self.assertEqual(Confirmation.objects.values_list("sent_again", "runs").get(), (0, 0))
+
     def test_search_report_form_and_pages_answer(self) -> None:
         self.order("key-00001")
         self.assertContains(self.client.get("/?q=rung"), "Step 1")
@@ -79,6 +109,16 @@ class Site(Shop):
         form = {"key": "key-00002", "sku": "item-000001", "quantity": "1", "customer": "Eve"}
         self.assertEqual(self.client.post("/order", form).status_code, 201)
         self.assertEqual(self.client.post("/order", form).status_code, 200)
+
+    def test_pages_name_their_stylesheet_by_its_content(self) -> None:
+        static = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, static)
+        hashed = {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}
+        with override_settings(STATIC_ROOT=static, STORAGES={**settings.STORAGES, "staticfiles": hashed}):
+            call_command("collectstatic", interactive=False, verbosity=0)
+            for page in ("/", "/products/item-000001/", "/order"):
+                named = re.search(r'href="/static/([^"]+\.[0-9a-f]{12}\.css)"', self.client.get(page).text)
+                self.assertTrue(named and (Path(static) / named[1]).is_file(), page)
 
     def test_zero_bytes_are_no_errors(self) -> None:
         self.assertEqual(self.client.get("/?q=rung%00").status_code, 200)
@@ -187,6 +227,19 @@ class WithBroker(Shop):
         with patch("sys.stdin", StringIO("key-00001\n")):
             call_command("check_ledger", report=True, stdout=out)
         self.assertIn("0 unconfirmed, 1 confirmed twice", out.getvalue())
+
+    def test_ledger_counts_what_was_sent_again_and_what_ran_again(self) -> None:
+        self.order("key-00001")
+        tasks.confirm("key-00001")
+        self.assertIn("sent again 0, ran again 0", self.ledger_says("key-00001\n"))
+        self.order("key-00002")
+        self.age(61)
+        with patch.object(tasks.confirm, "delay"):
+            tasks.send_again()
+        for _ in range(3):
+            tasks.confirm("key-00002")
+        said = self.ledger_says("key-00001\nkey-00002\n")
+        self.assertIn("0 unconfirmed, 0 confirmed twice; sent again 1, ran again 2", said)
 
     def test_report_is_made_by_a_task_that_one_visitor_asks_for(self) -> None:
         self.order("key-00001")

@@ -389,6 +389,33 @@ def test_gate_that_fails_leaves_what_is_live_and_the_database(notes: Notes) -> N
     assert "security.W008" in said
 
 
+def test_linter_refuses_a_migration_that_drops_a_column_unless_it_was_thought_about(notes: Notes) -> None:
+    wiring = yaml.safe_load((SCENARIO.parents[1] / "group_vars/all/web.yml").read_text())
+    package = f"django-migration-linter=={wiring['web_migration_linter_version']}"
+    given = {
+        "django_packages": [*GIVEN["notes"]["django_packages"], package],
+        "django_apps": ["django_migration_linter"],
+        "django_gates": [wiring["web_migration_lint"]],
+    }
+    drop, thought_about = (
+        'migrations.RemoveField("Note", "text")',
+        "__import__('django_migration_linter').IgnoreMigration()",
+    )
+    notes.again()
+    notes.migration("0002_dropped", "0001_initial", drop)
+    said = notes.stays(f"the gate `manage.py {wiring['web_migration_lint']}` failed (exit 1)", **given)
+    assert "DROPPING columns (table: notes_note, column: text)" in said
+    # It lets pass what breaks nothing: the gate behind it is the one that refuses.
+    notes.again()
+    notes.migration(
+        "0002_stars", "0001_initial", 'migrations.AddField("Note", "stars", models.IntegerField(null=True))'
+    )
+    notes.migration("0003_dropped", "0002_stars", drop, thought_about)
+    given["django_gates"] = [wiring["web_migration_lint"], "no_such_command"]
+    notes.stays("the gate `manage.py no_such_command` failed", **given)
+    notes.again()
+
+
 def test_locked_table_stops_the_migration_and_not_the_site(notes: Notes, session: Session) -> None:
     notes.stars()
     session.hold("lock table notes_note in access share mode")

@@ -147,6 +147,22 @@ def test_a_moment_between_two_commits_is_restored(database: Any) -> None:
     database.check_output(f"rm -r {scratch}")
 
 
+def test_a_transaction_is_restored_and_the_one_after_it_is_not(database: Any) -> None:
+    sql(database, "drop table if exists x; create table x (n int)")
+    first, second = (sql(database, f"insert into x values ({n}) returning pg_current_xact_id()") for n in (1, 2))
+    assert int(first) < int(second)
+    database.check_output(f"{CONTROL} check")  # has the WAL of both arrive
+    scratch = f"/var/tmp/restored-{time.time_ns()}"
+    told = json.loads(database.check_output(f"{CONTROL} restore main {scratch} --start --type=xid --target={first}"))
+    try:
+        assert told["last_transaction"] != ""
+        assert sql(database, "select string_agg(n::text, ',') from x", f"-h {scratch} -p 5499") == "1"
+        assert sql(database, "select pg_is_in_recovery()", f"-h {scratch} -p 5499") == "f"
+    finally:
+        database.check_output(f"{CONTROL} discard {scratch}")
+    assert sql(database, "select string_agg(n::text, ',' order by n) from x") == "1,2"
+
+
 def test_repositorys_host_restores_beside_its_backups_and_removes_it_again(database: Any, keeper: Any) -> None:
     sql(database, "drop table if exists u; create table u as select generate_series(1, 1000) n")
     database.check_output(f"{CONTROL} check")  # has WAL of this moment arrive
@@ -205,6 +221,17 @@ def test_moments_that_cannot_be_restored_are_refused(database: Any, target: str,
     done = database.run(f"{CONTROL} restore main /var/tmp/nothing --type=time --target=%s", target)
     assert (done.rc, words in done.stderr) == (1, True)
     assert not database.file("/var/tmp/nothing").exists
+
+
+def test_a_moment_out_of_range_is_refused_before_postgres_is_installed_for_it(keeper: Any) -> None:
+    """By the role, on the repository's host, where PostgreSQL is only what looks into backups."""
+    before = keeper.check_output("stat -c %Y /var/lib/dpkg/status")
+    asked = {"restore_stanza": "main", "restore_directory": "/var/lib/restored/nothing", "restore_type": "time"}
+    values = {f"pgbackrest_{name}": value for name, value in asked.items()}
+    run = play("repository", "restore", **values, pgbackrest_restore_target="2001-01-01 00:00:00+00")
+    assert run["rc"] != 0 and run["changed"] == 0 and "before the oldest backup" in " ".join(run["words"])
+    assert keeper.check_output("stat -c %Y /var/lib/dpkg/status") == before
+    assert not keeper.file("/var/lib/restored/nothing").exists
 
 
 def test_database_refuses_to_restore_over_its_own_data(database: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -422,8 +423,19 @@ def test_a_run_never_undoes_a_failover_and_the_old_primary_becomes_a_replica() -
     assert "db2.test is the primary now" in DB1.check_output(f"journalctl -o cat -u {UNIT} -n 20")
     DB1.check_output(f"runuser -u postgres -- touch {DATA}.start-alone")
     DB1.check_output(f"systemctl start {UNIT}")  # back as a primary, and something is written there
-    write("on the old one alone")
+    for _ in range(3):
+        write("on the old one alone")
     sql(DB1, "checkpoint")
+    counted = played(on="db1", block="alone", **swapped["db1"])
+    words = re.search(r"has (\d+) commits \((\d+) bytes of WAL, from ([0-9A-F/]+) to ([0-9A-F/]+)\)", counted["words"])
+    assert words, counted["words"]
+    commits, lost, start, end = words.groups()
+    assert counted["changed"] == 0 and 3 <= int(commits) < 20  # PostgreSQL's own housekeeping may have committed too
+    written, reached = (
+        int(sql(DB1, f"select pg_wal_lsn_diff({there}, '{start}')::bigint"))
+        for there in ("pg_current_wal_lsn()", f"'{end}'")
+    )
+    assert 3 * 34 < reached == int(lost) <= written  # three commits are 34 bytes each, and came with rows
     for on in swapped:
         run = play(on=on, **swapped[on])
         assert (run["rc"] == 0) is (on == "db2") and run["changed"] == 0, run["words"]

@@ -53,6 +53,17 @@ def branched_at(history, timeline):
     raise Refused("the primary's timeline does not descend from timeline %d of this server" % timeline)
 
 
+def counted(dumped, start):
+    """What pg_waldump printed of the WAL from a position on: its bytes, its commits, and where it ends."""
+    records = re.findall(r"len \(rec/tot\):\s*\d+/\s*(\d+), tx:\s*\d+, lsn: ([0-9A-F]+/[0-9A-F]+)", dumped)
+    # A position is where a record begins; the last one is whole.
+    end = position(records[-1][1]) + int(records[-1][0]) if records else position(start)
+    return {
+        "from": start, "to": "%X/%X" % (end >> 32, end & 0xFFFFFFFF) if records else start,
+        "bytes": max(end - position(start), 0), "commits": len(re.findall(r"rmgr: Transaction .*desc: COMMIT", dumped)),
+    }  # fmt: skip
+
+
 def count(version, cluster, wanted):
     data = places(version, cluster)[1]
     words = control(version, data)
@@ -70,10 +81,7 @@ def count(version, cluster, wanted):
         "/usr/lib/postgresql/%s/bin/pg_waldump" % version, "-p", os.path.join(data, "pg_wal"), "-t", str(timeline),
         "-s", start, timeout=600,
     ).stdout  # fmt: skip
-    places_found = re.findall(r"lsn: ([0-9A-F]+/[0-9A-F]+)", dumped)
-    commits = len(re.findall(r"rmgr: Transaction .*desc: COMMIT", dumped))
-    end = places_found[-1] if places_found else start
-    return {"from": start, "to": end, "bytes": max(position(end) - position(start), 0), "commits": commits}
+    return counted(dumped, start)
 
 
 def main():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from django.core.management.base import BaseCommand, CommandError
 
+from orders.ledger import pieces
 from orders.models import Confirmation, Order
 
 
@@ -25,17 +26,20 @@ class Command(BaseCommand):
         }
         end = time.monotonic() + wait
         while True:
-            times = dict(of_keys(Confirmation.objects.values_list("order__key", "times"), "order__key", list(there)))
-            found["unconfirmed"] = [key for key in there if not times.get(key)]
+            made = list(of_keys(Confirmation.objects.select_related("order"), "order__key", list(there)))
+            found["unconfirmed"] = sorted(there.keys() - {one.order.key for one in made if one.times})
             if not found["unconfirmed"] or time.monotonic() > end:
                 break
             time.sleep(1)
-        found["confirmed twice"] = [key for key, number in times.items() if number > 1]
+        found["confirmed twice"] = [one.order.key for one in made if one.times > 1]
         for word, bad in found.items():
             for key in bad:
                 self.stdout.write(f"{word} {key}")
         counted = ", ".join(f"{len(bad)} {word}" for word, bad in found.items())
-        self.stdout.write(f"{len(keys)} keys, {counted}")
+        sent, ran = sum(one.sent_again for one in made), sum(max(one.runs - 1, 0) for one in made)
+        self.stdout.write(
+            f"{len(keys)} keys, {counted}; sent again {sent}, ran again {ran}; {pieces()} pieces in stock and sold"
+        )
         if any(found.values()) and not report:
             raise CommandError("Not every acknowledged order is in the ledger and confirmed, each exactly once.")
 
