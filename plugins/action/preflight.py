@@ -880,7 +880,9 @@ class ActionModule(ActionBase):
         queues = self._value(hostvars, first, "site_queues")[0]
         own = self._value(hostvars, first, "site_settings")[0] or {}
         problems += queue_problems(queues, consumed, routed_queues(own))
-        limit = int(self._value(hostvars, first, "site_task_time_limit")[0])
+        set_limit = own.get("CELERY_TASK_TIME_LIMIT")
+        held = isinstance(set_limit, int | float) and set_limit > 0
+        limit = int(set_limit if held else self._value(hostvars, first, "site_task_time_limit")[0])
         limits = {name: int(worker.get("time_limit") or limit) for name, worker in workers.items()}
         problems += limit_problems(
             limits,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 import uuid
 from collections import Counter
 from pathlib import Path
 
 import docker
 import pytest
+
+from lab import model, rehearsal
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ("web1", "web2")
@@ -248,6 +251,91 @@ def test_a_web_host_leaves_and_comes_back_and_nobody_notices(grown):
     lab, _ = grown
     lab.ladder("drill", "remove-web", seconds=1200)
     assert min(served_by(lab).values()) >= 3
+
+
+TASKS, TASK_SECONDS = 32, 5  # some 40 s of work for two hosts, so that one of them leaves in the middle
+
+
+def send_tasks(lab) -> str:
+    """Sends long tasks; gives the word by which they are found again."""
+    words = ("long_tasks", "--count", str(TASKS), "--seconds", str(TASK_SECONDS))
+    return rehearsal.manage(model.Lab(lab.name), *words).split()[-1]
+
+
+def all_end_once(lab, word: str) -> None:
+    rehearsal.wait_for_tasks(
+        model.Lab(lab.name), word, "ended", TASKS, rehearsal.CONFIRM_SECONDS + TASKS * TASK_SECONDS
+    )
+    found = rehearsal.long_tasks(model.Lab(lab.name), word)
+    assert found == {"tasks": TASKS, "begun": TASKS, "ended": TASKS, "begun again": 0}, "what ran finished where it ran"
+
+
+def now(lab, host: str) -> str:
+    return lab.ssh(host, "date +%s").stdout.strip()
+
+
+def done_by(lab, host: str, since: str) -> int:
+    """How many of the long tasks a host has done since then, in seconds since 1970."""
+    journal = f"sudo journalctl -u 'celery-shop@*' -o cat --since @{since}"
+    return int(lab.ssh(host, f"{journal} | grep -c 'orders.tasks.take_time.*succeeded' || true").stdout)
+
+
+def ticks(lab, since: str) -> dict[str, list[float]]:
+    """When each host's beat has sent the periodic task since then; the lab's hosts share one clock."""
+    journal = f"sudo journalctl -u celery-beat-shop -o short-unix --since @{since} | grep 'Sending due task send-again' || true"
+    return {
+        host: [float(line.split()[0]) for line in lab.ssh(host, journal).stdout.splitlines()]
+        for host in ("worker1", "worker2")
+    }
+
+
+@pytest.mark.long
+def test_a_worker_host_leaves_and_comes_back_and_loses_no_task(grown, visitors):
+    lab, _ = grown
+    began = now(lab, "worker2")
+    try:
+        with visitors:
+            word = send_tasks(lab)
+            rehearsal.wait_for_tasks(model.Lab(lab.name), word, "ended", 2, 60)
+            lab.play("stop-workers.yml", "-e", "host=worker2")
+            ended = rehearsal.long_tasks(model.Lab(lab.name), word)["ended"]
+            assert ended < TASKS, "it left in the middle"
+            state = lab.ssh("worker2", "systemctl is-active celery-shop@default celery-health-shop.timer", check=False)
+            assert state.stdout.split() == ["inactive", "inactive"]
+            left = done_by(lab, "worker2", began)
+            assert left > 0, "it had a part in the work"
+            all_end_once(lab, word)
+            assert done_by(lab, "worker2", began) == left
+    finally:
+        lab.play("stage4.yml")
+    visitors.were_all_served(more_than=100)
+    back = now(lab, "worker2")
+    all_end_once(lab, send_tasks(lab))
+    assert done_by(lab, "worker2", back) > 0
+
+
+@pytest.mark.long
+def test_beat_moves_and_each_tick_is_sent_once(grown):
+    lab, _ = grown
+    began = now(lab, "worker1")
+    try:
+        time.sleep(25)
+        lab.play("stage4.yml", "-e", '{"site_beat_host": "worker2"}')
+        moved = now(lab, "worker1")
+        time.sleep(35)
+        by_host = ticks(lab, began)
+        assert by_host["worker1"] and max(by_host["worker1"]) < float(moved), by_host
+        assert len([when for when in by_host["worker2"] if when > float(moved)]) in (3, 4), by_host
+        assert lab.ssh("worker1", "systemctl is-active celery-beat-shop", check=False).stdout.strip() == "inactive"
+    finally:
+        lab.play("stage4.yml")
+    time.sleep(15)
+    by_host = ticks(lab, began)
+    found = sorted(by_host["worker1"] + by_host["worker2"])
+    gaps = [after - before for before, after in zip(found, found[1:], strict=False)]
+    # Every ten seconds; one that fell into a move is sent late, and the next in its turn.
+    assert min(gaps) > 8 and max(gaps) < 60, gaps
+    assert max(by_host["worker1"]) > max(by_host["worker2"]), "it is where it was"
 
 
 def test_maintenance_page_is_the_sites_own_and_the_hosts_stay_in(grown):

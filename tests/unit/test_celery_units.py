@@ -1,6 +1,9 @@
 """celery_units and the health check: what decides about restarts, without systemd."""
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -11,6 +14,7 @@ load_shared_utilities()
 units = load_module(ROLE / "library/celery_units.py")
 health = load_module(ROLE / "files/health.py")
 beat = load_module(ROLE / "files/beat.py")
+ask = load_module(ROLE / "files/ask.py", "celery_ask")
 
 
 @pytest.fixture
@@ -143,3 +147,82 @@ def test_how_the_workers_run_is_read_from_their_units(site):
         "venv": "/srv/x/venv", "app": "shop.celery", "directory": "/srv/x/r1", "user": "x-run", "group": "x",
         "environment_files": ["/srv/x/env", "/srv/x/more"],
     }  # fmt: skip
+
+
+# What the release says of itself (time limit, soft one), and which of the role's limits, 600 and 540, its workers get.
+@pytest.mark.parametrize(
+    ("hard", "soft", "options"),
+    [
+        (None, None, "--time-limit 600 --soft-time-limit 540"),
+        (600, None, ""),
+        (1800, None, ""),
+        (1800, 1700, ""),
+        (None, 100, "--time-limit 600"),
+        (None, 600, ""),
+    ],
+)
+def test_applications_own_time_limits_win_over_the_roles(site, hard, soft, options):
+    made = fleet(site, default_limits=[600, 540])
+    written = made.limits({"time_limit": hard, "soft_time_limit": soft})
+    assert written[f"{site.ready}/limits"].splitlines()[-1] == f'CELERY_LIMITS="{options}"'
+    units.write(*next(iter(written.items())))
+    assert made.limits({"time_limit": hard, "soft_time_limit": soft}) == {}, "it is there already"
+
+
+def proved(
+    site, monkeypatch, *, hard=None, soft=None, task=0, own=0, limits=(600, 540), transport="redis", celery="5.6.3"
+):
+    """What the proof warns of in a release whose visibility timeout is an hour."""
+    made = fleet(site, default_limits=list(limits), longest_seconds=own, queues={})
+    answer = {"celery": celery, "flower": False, "sent_to": [], "visibility": 3600, "transport": transport,
+              "longest_task": task, "time_limit": hard, "soft_time_limit": soft}  # fmt: skip
+    monkeypatch.setattr(made, "ask", lambda *words, seconds: (answer, ""))
+    made.prove()
+    return made.warnings
+
+
+@pytest.mark.parametrize(
+    "longer",
+    [
+        {"hard": 3600},
+        {"soft": 3600},
+        {"task": 4000},
+        {"own": 3600},
+        {"limits": (5000, 1)},
+        {"hard": 5000, "own": 60, "limits": ()},
+    ],
+)
+def test_whoever_sets_the_longest_time_limit_the_visibility_timeout_must_be_longer(site, monkeypatch, longer):
+    seconds = max(number for value in longer.values() for number in (value if isinstance(value, tuple) else (value,)))
+    with pytest.raises(units.Refused, match=f"a task may run for {seconds} s, and after 3600 s"):
+        proved(site, monkeypatch, **longer)
+    [warning] = proved(site, monkeypatch, **longer, transport="amqp")
+    assert f"a task may run for {seconds} s" in warning and "consumer_timeout" in warning
+
+
+def test_the_roles_time_limit_is_not_counted_where_the_applications_holds(site, monkeypatch):
+    assert proved(site, monkeypatch, hard=60, limits=(5000, 4000)) == []
+    assert proved(site, monkeypatch, hard=60, limits=(5000, 4000), transport="amqp") == []
+
+
+def test_limits_of_workers_that_an_applications_own_defeats_are_warned_of(site, monkeypatch):
+    [warning] = proved(site, monkeypatch, hard=60, own=1800, celery="5.7.0")
+    assert "sets task_time_limit to 60 s" in warning and "the time limits in celery_workers do not hold" in warning
+    assert proved(site, monkeypatch, hard=60, own=1800, celery="5.6.3") == [], "there the worker's own wins"
+    assert proved(site, monkeypatch, own=1800, celery="5.7.0") == []
+
+
+def test_the_applications_time_limits_are_among_what_it_tells(monkeypatch):
+    celery = ModuleType("celery")
+    celery.__version__ = "5.5.3"
+    monkeypatch.setitem(sys.modules, "celery", celery)
+    connection = nullcontext(SimpleNamespace(transport=SimpleNamespace(driver_type="redis")))
+    app = SimpleNamespace(
+        loader=SimpleNamespace(import_default_modules=lambda: None), finalize=lambda: None,
+        tasks={"celery.a": SimpleNamespace(time_limit=7), "celery.b": SimpleNamespace(time_limit=None)},
+        conf=SimpleNamespace(task_time_limit=1800, task_soft_time_limit=1700, beat_schedule={},
+                             broker_transport_options={"visibility_timeout": 3600}),
+        connection_for_write=lambda: connection,
+    )  # fmt: skip
+    told = ask.load(app)
+    assert (told["time_limit"], told["soft_time_limit"], told["longest_task"]) == (1800, 1700, 7)

@@ -284,6 +284,10 @@ def test_queues_of_the_settings_routes_are_found() -> None:
         ),
         ({"site_task_time_limit": 3600}, "A task of the worker default on db1 may run for 3600 s, and after 3600 s"),
         (
+            {"site_settings": {"CELERY_TASK_TIME_LIMIT": 5000}},
+            "A task of the worker default on db1 may run for 5000 s, and after 3600 s",
+        ),
+        (
             {"site_workers": [{"name": "a", "time_limit": 4000}]},
             "A task of the worker a on db1 may run for 4000 s, and after 3600 s",
         ),

@@ -220,6 +220,19 @@ def test_a_default_setting_yields_to_the_projects_own_key_by_key() -> None:
     }
 
 
+def test_only_a_workers_own_time_limits_win_over_the_applications() -> None:
+    units = {file.dest.rsplit("@", 1)[-1]: file.text for file in written("celery", 1) if "@" in file.dest}
+    options = {name: text.split("ExecStart=", 1)[1] for name, text in units.items() if name.endswith(".conf")}
+    others, own, soft = (options[f"{name}.service.conf"] for name in ("default", "reports", "quick"))
+    assert "$CELERY_LIMITS" in others and "-limit" not in others
+    assert "--time-limit 1800 --soft-time-limit 1620" in own and "$CELERY_LIMITS" not in own
+    assert "$CELERY_LIMITS --soft-time-limit 30" in soft, "the last one of an option holds"
+    # What the role says goes into a variable, which the file that follows replaces.
+    said = re.search(r'(?m)^Environment="CELERY_LIMITS=(.*)"\nEnvironmentFile=-(.*)$', units["default.service.conf"])
+    assert said and said.groups() == ("--time-limit 600 --soft-time-limit 540", "/etc/celery-my-shop/limits")
+    assert "CELERY_LIMITS" not in units["reports.service.conf"]
+
+
 def test_databases_of_the_kit_keep_how_the_projects_code_works(monkeypatch: pytest.MonkeyPatch) -> None:
     [text] = [file.text for file in written("django", 1) if file.dest.endswith("stepladder_settings.py")]
     chosen = [

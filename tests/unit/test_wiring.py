@@ -385,6 +385,14 @@ def test_web_and_worker_hosts_send_to_the_broker_that_is_there_and_to_none_elsew
             assert options["visibility_timeout"] == site.value(host, "celery_visibility_timeout")
 
 
+def test_time_limit_is_the_roles_and_in_no_setting_that_messages_would_carry(
+    make_inventory: Callable[..., Path],
+) -> None:
+    site = one(make_inventory, "two workers", site_task_time_limit=90)
+    assert site.value("worker1", "celery_task_time_limit") == 90
+    assert not [name for name in site.value("web1", "django_default_settings") if name.endswith("TIME_LIMIT")]
+
+
 def test_beat_runs_on_one_host_and_the_first_if_nobody_says(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory, "two workers")
     assert [site.value(host, "celery_beat") for host in ("web1", "worker1")] == [True, False]
@@ -405,6 +413,7 @@ def test_a_broker_of_ones_own_is_used_and_none_is_made(make_inventory: Callable[
     settings = site.value("web1", "django_default_settings")
     assert "visibility_timeout" not in settings["CELERY_BROKER_TRANSPORT_OPTIONS"]
     assert settings["CELERY_BROKER_USE_SSL"] == {"server_hostname": None}
+    assert site.value("worker1", "celery_visibility_timeout") == 0, "there is none to check"
 
 
 def test_any_password_of_the_broker_survives_the_address(make_inventory: Callable[..., Path]) -> None:

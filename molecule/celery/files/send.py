@@ -14,6 +14,9 @@ rate = float(sys.argv[6]) if len(sys.argv) > 6 else 0
 with open("/srv/x/env") as handle:
     os.environ.update(line.rstrip("\n").split("=", 1) for line in handle)
 app = Celery(broker=os.environ["BROKER_URL"])
+if os.environ["BROKER_URL"].startswith("amqps:"):
+    # Only a RabbitMQ that confirms has taken what was sent.
+    app.conf.update(broker_use_ssl={"server_hostname": None}, broker_transport_options={"confirm_publish": True})
 begin = time.monotonic()
 with open("/srv/x/data/sent", "a", buffering=1) as sent:
     for number in range(count):

@@ -12,13 +12,16 @@ if RELEASE == "crash":
     print("connecting with", os.environ["BROKER_URL"], file=sys.stderr, flush=True)
     raise RuntimeError("this release cannot be imported")
 
+RABBITMQ = {"broker_use_ssl": {"server_hostname": None}, "broker_transport_options": {"confirm_publish": True}}
+REDIS = {"broker_transport_options": {"visibility_timeout": 12 if RELEASE == "hasty" else 25}}
 app = Celery("shop", broker=os.environ["BROKER_URL"])
 app.conf.update(
+    **(RABBITMQ if os.environ["BROKER_URL"].startswith("amqps:") else REDIS),
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": 12 if RELEASE == "hasty" else 25},
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
+    task_time_limit={"brisk": 4, "endless": 30}.get(RELEASE),
     task_routes={"shop.greet": "nowhere"} if RELEASE == "astray" else None,
     worker_prefetch_multiplier=1,
     beat_schedule={"tick": {"task": "shop.tick", "schedule": 2.0, "options": {"queue": "fast"}}},

@@ -5,39 +5,21 @@ Every task that the broker has taken is written down, and the last test but one 
 
 import base64
 import json
-import os
 import re
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import testinfra
+from workers import BEAT, BOTH, DATA, active, all_done, begun, ledger, play, prop, send, served, times, wait
 
-SCENARIO = Path(__file__).resolve().parents[1]
-DATA = "/srv/x/data"
 UNITS = "/etc/systemd/system"
-BOTH = ("celery-x@quick", "celery-x@slow")
-BEAT = "celery-beat-x"
 
 
 @pytest.fixture
 def host(host):
     """The same host without Ansible in between: a command takes a tenth of the time."""
     return testinfra.get_host(host.backend.get_pytest_id().replace("ansible://", "docker://"))
-
-
-def play(*words, playbook="converge.yml", **variables):
-    """Run the scenario's play with other variables; returns the finished process."""
-    inventory = os.environ["MOLECULE_INVENTORY_FILE"]
-    command = ["ansible-playbook", "-i", inventory, SCENARIO / playbook, "-e", json.dumps(variables), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=SCENARIO.parents[1])
-
-
-def served(*words, **variables):
-    done = play(*words, **variables)
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done
 
 
 def refused(sentence, **variables):
@@ -48,54 +30,8 @@ def refused(sentence, **variables):
     return output
 
 
-def send(host, task, key, count=1, seconds=0.0, queue="fast", rate=None, background=False):
-    """Send tasks; returns their keys."""
-    words = f"/srv/x/venv/bin/python /opt/send.py {task} {key} {count} {seconds} {queue} {rate or ''}"
-    done = host.run(f"(setsid {words} >/run/send-{key} 2>&1 &)" if background else words)
-    assert done.rc == 0, done.stderr
-    return [f"{key}-{number}" for number in range(count)]
-
-
-def ledger(host):
-    """What the tasks wrote: (what, key, release, worker, seconds since the epoch)."""
-    text = host.run(f"cat {DATA}/ledger").stdout
-    return [(*line.split()[:4], float(line.split()[4])) for line in text.splitlines()]
-
-
-def times(host, what, keys):
-    wanted = set(keys)
-    return [line for line in ledger(host) if line[0] == what and line[1] in wanted]
-
-
-def wait(condition, seconds, what):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"after {seconds} s: {what()}" if callable(what) else what
-        time.sleep(0.3)
-    return found
-
-
-def all_done(host, keys, seconds=30):
-    def missing():
-        return set(keys) - {line[1] for line in times(host, "done", keys)}
-
-    wait(lambda: not missing(), seconds, lambda: f"not done: {sorted(missing())[:5]}")
-
-
-def begun(host, keys, count=1):
-    wait(lambda: len(times(host, "began", keys)) >= count, 20, f"{count} of {keys[:3]} did not begin")
-
-
-def prop(host, unit, name):
-    return host.run(f"systemctl show -P {name} {unit}").stdout.strip()
-
-
 def pids(host):
     return [prop(host, unit, "MainPID") for unit in (*BOTH, BEAT)]
-
-
-def active(host, unit, seconds=20):
-    wait(lambda: prop(host, unit, "ActiveState") == "active", seconds, f"{unit} is not active")
 
 
 def redis(host, words):
@@ -186,6 +122,31 @@ def test_tasks_over_the_limit_go_back_and_run_after_the_start(host, r1):
     assert sorted(line[1] for line in times(host, "done", keys)) == sorted(keys)
 
 
+def options(host, unit):
+    """The words about time limits with which a worker runs."""
+    words = host.run(f"tr '\\0' ' ' < /proc/{prop(host, unit, 'MainPID')}/cmdline").stdout
+    return re.findall(r"--\S*time-limit \S+", words)
+
+
+def test_time_limit_of_the_application_holds_and_the_roles_where_it_sets_none(host, r1):
+    roles = ["--time-limit 20", "--soft-time-limit 18"]
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == roles, "r1 sets none"
+    served(celery_release="brisk")
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == []
+    killed = send(host, "work", "limited", seconds=8)
+    told = f"journalctl -o cat -u {BOTH[0]} | grep -E 'Hard time limit .4(.0)?s. exceeded for shop.work'"
+    wait(lambda: host.run(told).rc == 0, 20, "the task was not killed after the application's 4 s")
+    assert times(host, "began", killed) and times(host, "done", killed) == []
+    # It is done with: the last test but one does not wait for it.
+    host.run(f"sed -i /^{killed[0]}$/d {DATA}/sent")
+    own = {"name": "slow", "queues": ["slow"], "memory_mb": 200, "time_limit": 15}
+    served(celery_workers=[{"name": "quick", "queues": ["celery", "fast"], "memory_mb": 544}, own])
+    assert options(host, BOTH[0]) == roles
+    assert options(host, BOTH[1]) == ["--time-limit 15", "--soft-time-limit 13"]
+    served()
+    assert options(host, BOTH[0]) == options(host, BOTH[1]) == roles
+
+
 def test_killed_child_and_killed_worker_lose_nothing(host, r1):
     keys = send(host, "work", "child", 2, seconds=3, queue="slow")
     begun(host, keys, 2)
@@ -228,6 +189,10 @@ def test_release_changes_while_tasks_are_sent(host, r1):
         ({"celery_release": "crash"}, "this release cannot be imported"),
         ({"celery_release": "astray"}, "sends tasks to nowhere, and celery_queues has only celery, fast, slow"),
         ({"celery_release": "hasty"}, "after 12 s (visibility_timeout of the application's"),
+        (
+            {"celery_release": "endless"},
+            "a task may run for 30 s, and after 25 s (visibility_timeout of the application's",
+        ),
         (
             {"celery_venv": "/srv/x/plain", "celery_flower": True, "celery_flower_password": "long-enough"},
             "Flower is not in /srv/x/plain",
@@ -446,7 +411,15 @@ WORKER = {"name": "quick", "queues": ["fast"]}
         ({"celery_workers": [{**WORKER, "queues": ["fsat"]}]}, "a worker consumes fsat, and celery_queues knows only"),
         ({"celery_workers": [{**WORKER, "name": "a b"}]}, 'a worker is called "a b"'),
         ({"celery_user": "root"}, "the workers would run as root"),
-        ({"celery_flower": True}, "has fewer than 8 characters"),
+        ({"celery_flower": True}, "celery_flower_password has fewer than 8 characters"),
+        (
+            {"celery_flower": True, "celery_flower_password": "long enough,\nbut two lines"},
+            "celery_flower_password has a line break in it",
+        ),
+        (
+            {"celery_flower": True, "celery_flower_password": "long enough", "celery_flower_user": "a:b"},
+            "celery_flower_user has a colon in it",
+        ),
         ({"celery_venv": "/home/x/venv"}, "outside of /home"),
         ({"celery_workers": [{**WORKER, "concurency": 3}]}, "concurency"),
     ],

@@ -44,6 +44,8 @@ def load(app):
         "flower": importlib.util.find_spec("flower") is not None,
         "longest_task": max(limits, default=0),
         "sent_to": sent_to(app),
+        "soft_time_limit": app.conf.task_soft_time_limit,
+        "time_limit": app.conf.task_time_limit,
         "visibility": (app.conf.broker_transport_options or {}).get("visibility_timeout"),
     }
     with app.connection_for_write() as connection:
@@ -130,4 +132,5 @@ def main():
     print("\n" + json.dumps(answer), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -74,9 +74,16 @@ options:
     type: bool
     default: true
   longest_seconds:
-    description: The longest time limit of any worker, which the application's visibility timeout must exceed.
+    description: The longest time limit of a worker's own, which the application's visibility timeout must exceed.
     type: int
     default: 0
+  default_limits:
+    description:
+      - The time limit and the soft one, in seconds, for workers that have none of their own; none when all have.
+      - They hold where the application sets none. What it sets must be below the visibility timeout too.
+    type: list
+    elements: int
+    default: []
   stop_seconds:
     description: How long a worker may take to stop.
     type: int
@@ -116,9 +123,14 @@ MARK = "@GENERATION@"
 MEMORY = re.compile(r"^MemoryMax=.*$", re.M)
 PROPERTIES = "Id,ActiveState,SubState,MainPID,NeedDaemonReload,UnitFileState,StatusText,Job,Result,MemoryMax"
 OLDEST_CELERY = (5, 5)
+# Since then a task takes the application's time limit for its own, and every message carries it.
+LIMIT_IN_MESSAGES = (5, 7)
 # What kombu assumes where the application sets no visibility timeout; other transports have none.
 VISIBILITY_SECONDS = {"redis": 3600, "sqs": 1800}
+# RabbitMQ's consumer_timeout, unless its configuration says otherwise.
+RABBITMQ_SECONDS = 1800
 LOAD_SECONDS = 60
+LIMITS = '# Of the role\'s time limits, what the application leaves open.\nCELERY_LIMITS="%s"\n'
 
 
 def states_of(units):
@@ -134,6 +146,23 @@ def environ(pid):
     except OSError:
         return {}
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def left_open(answer, limits):
+    """Celery's options for the role's limits (hard, soft), where the application sets none: options win over settings."""
+    if not limits:
+        return ""
+    hard, soft = limits
+    own_hard, own_soft = answer["time_limit"], answer["soft_time_limit"]
+    if own_hard is not None or (own_soft is not None and own_soft >= hard):
+        return ""
+    return "--time-limit %d" % hard + (" --soft-time-limit %d" % soft if own_soft is None else "")
+
+
+def longest_of(answer, own, limits):
+    """How long a task may run, in seconds: by its own limit, a worker's own, the application's, or the role's."""
+    applications = max(answer["time_limit"] or 0, answer["soft_time_limit"] or 0)
+    return max(own, answer["longest_task"], applications or (limits[0] if limits else 0))
 
 
 def last_line(text):
@@ -265,7 +294,9 @@ class Fleet:
             return False
         began = time.time()
         if self.restart:
-            self.timed("load", self.prove)
+            answer = self.timed("load", self.prove)
+            # First of all: a unit that starts, for whatever reason, finds the limits that belong to it.
+            self.write = {**self.limits(answer), **self.write}
         for path, text in self.write.items():
             write(path, text)
             self.steps.append("write %s" % os.path.basename(path))
@@ -287,6 +318,12 @@ class Fleet:
             systemctl("restart", "--", *self.rewatch)
             self.steps.append("watch")
         return True
+
+    def limits(self, answer):
+        """The file that tells workers which of the role's limits hold, when it must be written: {path: text}."""
+        path = f"{self.site.ready}/limits"
+        text = LIMITS % left_open(answer, self.wanted["default_limits"])
+        return {path: text} if read(path) != text else {}
 
     def timed(self, word, action, *arguments):
         start = time.monotonic()
@@ -345,13 +382,26 @@ class Fleet:
                 % (release, ", ".join(astray), ", ".join(sorted(self.wanted["queues"])), after)
             )
         visibility = answer["visibility"] or VISIBILITY_SECONDS.get(answer["transport"])
-        longest = max(self.wanted["longest_seconds"], answer["longest_task"])
+        longest = longest_of(answer, self.wanted["longest_seconds"], self.wanted["default_limits"])
         if answer["transport"] in VISIBILITY_SECONDS and visibility <= longest:
             raise Refused(
                 "a task may run for %s s, and after %s s (visibility_timeout of the application's "
                 "broker_transport_options) the broker gives it to a second worker as well. %s Lower the time limit, or "
                 "raise the visibility timeout in the settings." % (longest, visibility, after)
             )
+        if self.wanted["longest_seconds"] and answer["time_limit"] is not None and version >= LIMIT_IN_MESSAGES:
+            self.warnings.append(
+                "celery: the application sets task_time_limit to %s s, which this Celery sends with every task, so the time "
+                "limits in celery_workers do not hold. Take it out of the application and set celery_task_time_limit, or "
+                "give the tasks limits of their own." % answer["time_limit"]
+            )
+        if answer["transport"] == "amqp" and longest >= RABBITMQ_SECONDS:
+            self.warnings.append(
+                "celery: a task may run for %d s. RabbitMQ takes a worker for dead that has held a task for longer than its "
+                "consumer_timeout (%d s unless it is configured), and gives the task to another. Set consumer_timeout there "
+                "above the longest time limit." % (longest, RABBITMQ_SECONDS)
+            )
+        return answer
 
     def remove(self):
         """Stop what is no longer wanted, warm, and leave nothing of it."""
@@ -531,6 +581,7 @@ def main():
             "flower": {"type": "bool", "default": False},
             "health": {"type": "bool", "default": True},
             "longest_seconds": {"type": "int", "default": 0},
+            "default_limits": {"type": "list", "elements": "int", "default": []},
             "stop_seconds": {"type": "int", "default": 180},
             "start_seconds": {"type": "int", "default": 60},
             "queues": {"type": "dict", "default": {}},
