@@ -27,7 +27,8 @@ def test_growth_fails_no_visit_and_loses_no_order(grown):
     assert (report["failed"], report["lost"], report["doubled"]) == (0, 0, 0), report
 
 
-@pytest.mark.parametrize("words", [(), pytest.param(("--check", "--diff"), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("words", [(), ("--check", "--diff")])
 def test_second_run_changes_nothing(grown, words):
     lab, _ = grown
     done = lab.play("stage2.yml", *words)

@@ -69,7 +69,8 @@ def test_growth_fails_no_visit_and_loses_no_order_and_no_task(grown):
     assert set(broken.values()) == {0}, report
 
 
-@pytest.mark.parametrize("words", [(), pytest.param(("--check", "--diff"), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("words", [(), ("--check", "--diff")])
 def test_second_run_changes_nothing(grown, words):
     lab, _ = grown
     done = lab.play("stage3.yml", *words)
