@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -121,6 +125,28 @@ def test_closing_line_names_what_the_time_was_too_short_for() -> None:
     checks.in_time(time.time() - 1, "redis", lambda: ran.append("redis"), results)
     assert ran == ["base"]
     assert results.closing_line() == "0 passed, 0 failed, not run for lack of time: role redis"
+
+
+@pytest.mark.parametrize(("minutes", "roles", "tests"), [(60, 40 * 60, 60 * 60), (math.inf, math.inf, math.inf)])
+def test_the_last_third_of_the_time_is_the_labs_alone(
+    minutes: float, roles: float, tests: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, float] = {}
+
+    def scenarios_until(*words: Any) -> list[Callable[[], None]]:
+        given["roles"] = words[-1] - began
+        return []
+
+    def lab_until(*words: Any) -> None:
+        given["lab"] = words[-1] - began
+        words[3].add("lab tests", 1.0, True)
+
+    monkeypatch.setattr(checks, "roles", scenarios_until)
+    monkeypatch.setattr(checks, "whole_stage", lab_until)
+    for part in ("roles", "lab"):
+        began = time.time()
+        checks.run(SimpleNamespace(), part, None, "13", minutes=minutes)
+    assert given == {"roles": pytest.approx(roles, abs=2), "lab": pytest.approx(tests, abs=2)}
 
 
 def repository(folder: Path, *changes: str) -> None:
