@@ -25,7 +25,7 @@ LINTERS = {
 KIT_INVENTORIES = ("example", "lab")
 # The part of the time given in which scenarios may begin: the lab's tests are longer, and the drills at their end have
 # promises of seconds, which no machine keeps that is busy with something else.
-ROLES_SHARE = 2 / 3
+ROLES_SHARE = 0.6
 NO_TESTS = 5  # pytest's exit code when its selection was empty
 
 

@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("part", nargs="?", choices=TESTS)
     one.add_argument("-k", dest="name", metavar="NAME", help="only tests or scenarios with NAME in their name")
     minutes = (
-        "begin no test of the lab after so many minutes, no scenario after two thirds of them; name those left out"
+        "begin no test of the lab after so many minutes, no scenario after six tenths of them; name those left out"
     )
     one.add_argument("--minutes", type=float, default=math.inf, help=minutes)
     one.add_argument("--long", action="store_true", help="the long tests and scenarios too; before a release, say")
