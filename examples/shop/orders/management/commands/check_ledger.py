@@ -14,7 +14,7 @@ class Command(BaseCommand):
     help = "Read acknowledged keys on stdin, one a line; say which are missing or doubled, and which unconfirmed."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--report", action="store_true", help="say it, and do not fail")
+        parser.add_argument("--report", action="store_true", help="say it and more, and do not fail")
         parser.add_argument("--wait", type=float, default=0, help="seconds in which confirmations may still be made")
 
     def handle(self, *args: object, report: bool, wait: float, **options: object) -> None:
@@ -37,9 +37,9 @@ class Command(BaseCommand):
                 self.stdout.write(f"{word} {key}")
         counted = ", ".join(f"{len(bad)} {word}" for word, bad in found.items())
         sent, ran = sum(one.sent_again for one in made), sum(max(one.runs - 1, 0) for one in made)
-        self.stdout.write(
-            f"{len(keys)} keys, {counted}; sent again {sent}, ran again {ran}; {pieces()} pieces in stock and sold"
-        )
+        # Without the report it may be asked of a database that has no table yet, as a gate before the first migration.
+        more = f"; sent again {sent}, ran again {ran}; {pieces()} pieces in stock and sold" if report else ""
+        self.stdout.write(f"{len(keys)} keys, {counted}{more}")
         if any(found.values()) and not report:
             raise CommandError("Not every acknowledged order is in the ledger and confirmed, each exactly once.")
 
