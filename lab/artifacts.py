@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import shutil
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import docker
@@ -21,10 +23,68 @@ from lab.model import ROOT
 
 ARTIFACTS = ROOT / ".cache/artifacts"
 BUILDER_DEBIAN = "13"
-PEBBLE = "v2.10.1"
-PEBBLE_PROGRAMS = ("pebble", "pebble-challtestsrv")
 # What decides where Go's modules come from; a machine behind a proxy of its own says it here.
 GO_VARIABLES = ("GOPROXY", "GONOSUMDB", "GOSUMDB", "GOPRIVATE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+GO_PROGRAMS = "/root/go/bin"
+
+
+@dataclass(frozen=True)
+class GoArtifact:
+    """Programs that Go builds from one version of a module: packages of it, or a main package given here that imports some."""
+
+    title: str
+    module: str
+    version: str
+    packages: tuple[str, ...] = ()
+    main: str = ""
+
+    def programs(self, name: str) -> tuple[str, ...]:
+        """The files that an artifact of this name has."""
+        return (name,) if self.main else tuple(package.rsplit("/", 1)[-1] for package in self.packages)
+
+    @property
+    def edition(self) -> str:
+        """What a built artifact is compared by: another main is another program."""
+        return f"{self.version} {hashlib.sha256(self.main.encode()).hexdigest()[:12]}" if self.main else self.version
+
+    def command(self, name: str) -> str:
+        """The shell command that builds them into GO_PROGRAMS; Go checks the sources against its checksum database."""
+        if not self.main:
+            return " && ".join(f"go install {self.module}/{package}@{self.version}" for package in self.packages)
+        steps = (
+            f"mkdir -p /build {GO_PROGRAMS} && cd /build",
+            f"printf %s {shlex.quote(self.main)} > main.go",
+            f"go mod init {name} && go mod edit -require={self.module}@{self.version}",
+            f"go build -mod=mod -o {GO_PROGRAMS}/{name} .",
+        )
+        return " && ".join(steps)
+
+
+# By the names of their folders.
+GO_ARTIFACTS = {
+    "pebble": GoArtifact(
+        "Pebble, Let's Encrypt's test server, and its DNS mock",
+        "github.com/letsencrypt/pebble/v2",
+        "v2.10.1",
+        ("cmd/pebble", "cmd/pebble-challtestsrv"),
+    ),
+    # rclone as a whole is some seventy kinds of storage, and takes many times as long to build.
+    "rclone": GoArtifact(
+        "rclone's S3-compatible server",
+        "github.com/rclone/rclone",
+        "v1.73.0",
+        main="""package main
+
+import (
+\t_ "github.com/rclone/rclone/backend/local"
+\t"github.com/rclone/rclone/cmd"
+\t_ "github.com/rclone/rclone/cmd/serve/s3"
+)
+
+func main() { cmd.Main() }
+""",
+    ),
+}
 
 
 def checksum(path: Path) -> str:
@@ -63,19 +123,16 @@ def ensure_builder(client: docker.DockerClient) -> str:
     return wanted.tag
 
 
-def build_pebble(client: docker.DockerClient | None = None) -> Path:
-    """Build Pebble, Let's Encrypt's test server, and its DNS mock; gives the folder that has both programs.
+def build(name: str, client: docker.DockerClient | None = None) -> Path:
+    """Build one of GO_ARTIFACTS unless it is there; gives the folder that has its programs.
 
-    The sources are those of Go's checksum database. Raises MachineError with the end of the build's output.
+    Raises MachineError with the end of the build's output.
     """
-    folder = ARTIFACTS / "pebble"
-    if is_complete(folder, PEBBLE, PEBBLE_PROGRAMS):
+    folder, artifact = ARTIFACTS / name, GO_ARTIFACTS[name]
+    if is_complete(folder, artifact.edition, artifact.programs(name)):
         return folder
-    client = client or docker.from_env(timeout=900)
-    modules = " ".join(f"github.com/letsencrypt/pebble/v2/cmd/{name}@{PEBBLE}" for name in PEBBLE_PROGRAMS)
-    command = " && ".join(f"go install {module}" for module in modules.split())
-    archive = run_builder(client, command, "/root/go/bin")
-    unpack(archive, folder, PEBBLE)
+    archive = run_builder(client or docker.from_env(timeout=900), artifact.command(name), GO_PROGRAMS)
+    unpack(archive, folder, artifact.edition)
     return folder
 
 

@@ -149,11 +149,11 @@ def roles(
     with step("Image, network and caches for the roles' scenarios"):
         commands.prepare_roles(client, debian)
     results.add(f"image (Debian {debian})", time.monotonic() - started, True)
-    if any(scenario.startswith(("nginx", "haproxy")) for scenario in chosen):
+    for needed in sorted({name for scenario in chosen for name in scenarios.artifacts(lab.root, scenario)}):
         started = time.monotonic()
-        with step("Pebble, the ACME test server"):
-            artifacts.build_pebble(client)
-        results.add("Pebble", time.monotonic() - started, True)
+        with step(artifacts.GO_ARTIFACTS[needed].title):
+            artifacts.build(needed, client)
+        results.add(needed, time.monotonic() - started, True)
     runner = scenarios.Runner(client, lab, debian, artifacts.ARTIFACTS)
     return [partial(in_time, until, scenario, partial(runner.run, scenario, results), results) for scenario in chosen]
 

@@ -22,6 +22,7 @@ DAY = 24 * 3600
 NEWEST = 3  # of the scenarios that were changed lately: with more of them ahead, the others would have no turn
 BAR = re.compile(r"^\s*│ ?")
 PHASE = re.compile(r"^INFO\s+\S+ ➜ (?P<phase>[\w-]+): Executing$")
+TAKEN = re.compile(r"'STEPLADDER_ARTIFACTS'\) \}\}/([\w-]+)/")
 COUNTED = re.compile(r"(\d+) (passed|failed|error|skipped|deselected)s?\b")
 
 
@@ -40,6 +41,12 @@ def scenarios(root: Path = ROOT) -> list[str]:
 def is_long(root: Path, scenario: str) -> bool:
     """Whether a scenario takes so long that it is run only when asked for: `# long` begins a line of its molecule.yml."""
     return bool(re.search(r"^# long\b", (root / f"molecule/{scenario}/molecule.yml").read_text(), re.MULTILINE))
+
+
+def artifacts(root: Path, scenario: str) -> set[str]:
+    """The names of the artifacts that a scenario needs: those that its prepare.yml copies."""
+    prepare = root / f"molecule/{scenario}/prepare.yml"
+    return set(TAKEN.findall(prepare.read_text())) if prepare.exists() else set()
 
 
 def git(root: Path, *words: str) -> str:

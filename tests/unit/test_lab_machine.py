@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from lab import artifacts, image, machine
+from lab import artifacts, image, machine, scenarios
+from lab.model import ROOT
 
 ROUTES = "Iface Destination Gateway Flags RefCnt Use Metric Mask\nbr0 000112C6 0 1 0 0 0 00FFFFFF\neth7 00000000 0 3 0 0 0 00000000\n"
 
@@ -79,3 +81,23 @@ def test_an_artifact_that_was_changed_or_is_of_another_version_is_not_used(tmp_p
     assert not artifacts.is_complete(tmp_path, "2", ("tool",))
     (tmp_path / "tool").write_text("another")
     assert not artifacts.is_complete(tmp_path, "1", ("tool",))
+
+
+def test_another_version_or_main_is_another_artifact() -> None:
+    one = artifacts.GoArtifact("One", "example.com/one", "v1", main="package main")
+    others = (dataclasses.replace(one, version="v2"), dataclasses.replace(one, main="package main // another"))
+    assert len({artifact.edition for artifact in (one, *others)}) == 3
+
+
+def test_go_builds_the_programs_that_an_artifact_names_at_its_version() -> None:
+    for name, artifact in artifacts.GO_ARTIFACTS.items():
+        command = artifact.command(name)
+        assert artifact.programs(name) and all(program in command for program in artifact.programs(name))
+        assert f"@{artifact.version}" in command
+
+
+def test_what_scenarios_copy_is_what_is_built_for_them() -> None:
+    needed = {scenario: scenarios.artifacts(ROOT, scenario) for scenario in scenarios.scenarios(ROOT)}
+    assert needed["nginx"] == needed["haproxy"] == {"pebble"}
+    assert needed["pgbackrest_s3"] == {"rclone"}
+    assert set().union(*needed.values()) == set(artifacts.GO_ARTIFACTS)

@@ -4,15 +4,13 @@ import json
 import os
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import testinfra
+from asking import CONTROL, alarm, heads, play, sql, wait
 
-HERE = Path(__file__).resolve().parents[1]
 TLS = "/etc/stepladder/tls"
-CONTROL = "/etc/pgbackrest/control"
 PASSPHRASE = "passphrase-of-the-scenario"
 VERSION = "17" if os.environ.get("STEPLADDER_DEBIAN", "13") == "13" else "15"
 
@@ -37,52 +35,8 @@ def keeper(database: Any) -> Any:
     return testinfra.get_host("docker://" + database.backend.get_hostname().replace("-debian", "-repository-debian"))
 
 
-def sql(machine: Any, text: str, where: str = "") -> str:
-    done = machine.run(f"runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 {where} -d shop -c %s", text)
-    assert done.rc == 0, done.stderr
-    return str(done.stdout.strip())
-
-
-def play(
-    only: str = "all", part: str = "main", playbook: str = "again.yml", words: tuple[str, ...] = (), **values: Any
-) -> dict[str, Any]:
-    """Run a part of the role again: {rc, changed, tasks (changed), words, output}."""
-    environment = {
-        **os.environ, "ANSIBLE_CONFIG": str(HERE.parents[1] / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_ROLES_PATH": str(HERE.parents[1] / "roles"),
-    }  # fmt: skip
-    extra = json.dumps({**values, "only": only, "part": part})
-    command = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], str(HERE / playbook), "-e", extra]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, env=environment)
-    report = json.loads(done.stdout[done.stdout.index("{") :])
-    tasks = [task for play in report["plays"] for task in play["tasks"]]
-    results = [(t["task"]["name"].removeprefix("pgbackrest : "), r) for t in tasks for r in t["hosts"].values()]
-    return {
-        "rc": done.returncode,
-        "changed": sum(stats["changed"] for stats in report["stats"].values()),
-        "tasks": [name for name, r in results if r.get("changed")],
-        "words": [str(r.get("msg", "")) for _, r in results if not r.get("skipped")],
-        "output": done.stdout + done.stderr,
-    }
-
-
-def wait(condition: Any, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(1)
-
-
 def pid(machine: Any) -> str:
     return str(machine.check_output("systemctl show -p MainPID --value pgbackrest.service"))
-
-
-def alarm(machine: Any) -> tuple[int, str]:
-    """What the unit's exit is, and what it left for metrics."""
-    code = machine.run("systemctl start pgbackrest-check.service").rc
-    told = json.loads(machine.file("/var/lib/pgbackrest-state/status.json").content_string)
-    assert told["ok"] is (code == 0)
-    return code, "\n".join(told["errors"])
 
 
 def test_second_run_changes_and_restarts_nothing(database: Any, keeper: Any) -> None:
@@ -96,8 +50,7 @@ def test_there_is_an_encrypted_backup(repository: Any) -> None:
     told = json.loads(repository.check_output(f"{CONTROL} status"))["stanzas"]["main"]
     assert told["error"] == ""
     assert told["backups"][0]["type"] == "full"
-    heads = repository.check_output("find /var/lib/pgbackrest -type f -exec head -c 8 {} ';' -exec echo ';'")
-    assert {line for line in heads.splitlines() if line} == {"Salted__"}
+    assert heads(repository, "/var/lib/pgbackrest") == {"Salted__"}
 
 
 def test_passphrase_is_nobody_elses(host: Any) -> None:
@@ -261,6 +214,7 @@ def test_passphrases_are_in_no_diff(database: Any) -> None:
     assert other not in run["output"] and PASSPHRASE not in run["output"]
 
 
+S3 = {"bucket": "b", "endpoint": "s3.test", "region": "r", "key": "k", "key_secret": "s"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"retention_full": 0}, "pgbackrest_retention_full is 0"),
     ({"retention_differential": 0}, "pgbackrest_retention_differential 0"),
@@ -280,7 +234,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tls_key": ""}, "pgbackrest_tls_key or pgbackrest_tls_ca is empty"),
     ({"tls_key": "/nowhere.key"}, "/nowhere.key is not there"),
     ({"queue_max": "4GB"}, 'pgbackrest_queue_max is "4GB"'),
-    ({"s3": {"bucket": "b"}}, "pgbackrest_s3 lacks"),
+    ({"s3": {"bucket": "b"}}, "pgbackrest_s3 lacks endpoint, region, key, key_secret"),
+    ({"host_role": "both", "s3": {**S3, "bucket": "", "key_secret": None}}, "pgbackrest_s3 lacks bucket, key_secret"),
+    ({"host_role": "both", "s3": {**S3, "ca": "/nowhere.pem"}}, "/nowhere.pem is not there"),
+    ({"host_role": "both", "s3": S3}, ""),
     (
         {"postgres_settings": {"archive_mode": "off"}},
         "postgres_settings has archive_mode beside postgres_archive_command",
