@@ -551,6 +551,30 @@ def test_database_waits_for_a_repository_that_is_new_to_it_and_for_no_other(
     assert "WAL waits on this host" in told["notes"][0] and control.marked()[1] == seen_at
 
 
+@pytest.mark.parametrize(("codes", "arrives"), [((82, 0), True), ((82, 82), False), ((49, 0), False), ((0, 82), True)])
+def test_wal_whose_sending_had_begun_before_the_repository_was_there_is_checked_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: tuple[int, int], arrives: bool
+) -> None:
+    control = program(tmp_path, DATABASE)
+    (tmp_path / "pgbackrest.conf").write_text("new")
+    monkeypatch.setattr(control, "CONFIGURATION", str(tmp_path / "pgbackrest.conf"))
+    monkeypatch.setattr(control, "MARK", str(tmp_path / "mark"))
+    left = list(codes)
+    told = (0, json.dumps([info()]), "")
+    monkeypatch.setattr(
+        control,
+        "pgbackrest",
+        lambda stanza, verb, *words: (left.pop(0), "", "not archived") if verb == "check" else told,
+    )
+    if arrives:
+        control.ensure(False)
+        assert control.marked()[1] == "repo.test"
+    else:
+        with pytest.raises(control.Failed, match="does not arrive in the repository: not archived"):
+            control.ensure(False)
+        assert control.marked() == ("", "")
+
+
 def test_database_of_another_version_waits_for_the_repositorys_host_to_take_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
