@@ -112,12 +112,21 @@ def first_write(made: Traffic, since: float) -> float:
     raise MachineError("Nothing was written within a minute.")
 
 
-def written_again(made: Traffic, since: float, most: float) -> None:
-    """Wait for the first write that begins after a moment and goes well; raises MachineError when it comes too late."""
+def said_first_write(made: Traffic, since: float, most: float) -> float:
+    """Wait for the first write that begins after a moment and goes well, and say it; gives the seconds, to be judged later."""
     seconds = first_write(made, since)
     console.print(f"Until the first write that went well: {seconds:.1f} s (promised: {most:g}).")
+    return seconds
+
+
+def in_time(seconds: float, most: float) -> None:
     if seconds > most:
         raise MachineError(f"The first write went well after {seconds:.1f} s, more than {most:g}.")
+
+
+def written_again(made: Traffic, since: float, most: float) -> None:
+    """Wait for the first write that begins after a moment and goes well; raises MachineError when it comes too late."""
+    in_time(said_first_write(made, since, most), most)
 
 
 def longest_write(visits: Iterable[Visit], since: float) -> float:
@@ -190,10 +199,12 @@ def kill_primary(lab: Lab, made: Traffic, *setting: str) -> int:
     since = made.now
     made.mark("failover")
     play(lab, "failover", "playbooks/failover.yml", *setting)
-    written_again(made, since, FAILOVER_SECONDS)
+    waited = said_first_write(made, since, FAILOVER_SECONDS)
     made.mark(f"{who.replica} is the primary")
     returns(lab, made, who)
     lost = rejoined(lab, made, who, *setting)
+    # Judged now, so that a failover that came too late leaves a whole database behind.
+    in_time(waited, FAILOVER_SECONDS)
     writes_paused(made, GAP_SECONDS)
     return lost
 
@@ -210,7 +221,7 @@ def rejoin(lab: Lab, made: Traffic) -> int:
     since = made.now
     made.mark("failover")
     play(lab, "failover", "playbooks/failover.yml")
-    written_again(made, since, FAILOVER_SECONDS)
+    waited = said_first_write(made, since, FAILOVER_SECONDS)
     made.mark(f"{who.replica} is the primary")
     off = on(lab, who.primary, "grep -hx disabled /etc/postgresql/*/main/start.conf || true")
     started = on(lab, who.primary, f"systemctl start {own} && echo started || true; systemctl stop {own}")
@@ -219,6 +230,7 @@ def rejoin(lab: Lab, made: Traffic) -> int:
             f"failover.yml did not switch PostgreSQL off on {who.primary}: {off.strip()} {started.strip()}"
         )
     lost = rejoined(lab, made, who)
+    in_time(waited, FAILOVER_SECONDS)
     writes_paused(made, GAP_SECONDS)
     if lost:
         raise MachineError(f"{who.primary} was stopped in order, and {who.replica} lacks {lost} of its commits.")
@@ -261,7 +273,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
         since = made.now
         made.mark("failover")
         play(lab, "failover", "playbooks/failover.yml")
-        written_again(made, since, FAILOVER_SECONDS)
+        waited = said_first_write(made, since, FAILOVER_SECONDS)
     finally:
         network.connect(container, ipv4_address=state.addresses[who.primary])
         lab.close_connections()
@@ -282,6 +294,7 @@ def split_brain(lab: Lab, made: Traffic) -> int:
     lost = rejoined(lab, made, who)
     if lost < ALONE_COMMITS:
         raise MachineError(f"rejoin.yml counted {lost} commits of {ALONE_COMMITS} that {who.primary} alone had.")
+    in_time(waited, FAILOVER_SECONDS)
     writes_paused(made, GAP_SECONDS)
     return lost - ALONE_COMMITS  # no orders, so they excuse none
 
