@@ -173,9 +173,11 @@ def traffic(lab: Lab, seconds: int, rate: float) -> int:
     return 0 if show(lab, made, "traffic").kept else 1
 
 
-def play(lab: Lab, traffic: Traffic, stage: int, arguments: list[str], log: Path) -> tuple[int, str]:
-    """Run ansible-playbook under traffic; each of its plays is marked."""
-    command = ansible.playbook_command(lab, inventory.stage_file(lab.root, stage), arguments)
+def play(
+    lab: Lab, traffic: Traffic, stage: int, arguments: list[str], log: Path, source: Path | None = None
+) -> tuple[int, str]:
+    """Run ansible-playbook under traffic, with the stage's inventory or another; each of its plays is marked."""
+    command = ansible.playbook_command(lab, source or inventory.stage_file(lab.root, stage), arguments)
     seen: set[str] = set()
 
     def update(heading: str) -> None:
@@ -316,9 +318,9 @@ def go_back(lab: Lab, made: Traffic, stage: int) -> None:
     before, after = stage_hosts(lab), inventory.read_hosts(lower)
     name = commands.site_settings(lab)["site_name"]
 
-    def run(at: int, *words: str) -> None:
+    def run(at: int, *words: str, source: Path | None = None) -> None:
         log = lab.logs / f"back-to-stage{stage - 1}.log"
-        code, output = play(lab, made, at, list(words), log)
+        code, output = play(lab, made, at, list(words), log, source)
         if code:
             raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
 
@@ -328,7 +330,11 @@ def go_back(lab: Lab, made: Traffic, stage: int) -> None:
 
     leaving = [host for host, groups in before.items() if "worker" in groups and host not in after]
     if stage == 5:
-        run(stage - 1, "playbooks/stage5.yml", "--limit", "web,worker,localhost")
+        # The backups stay where they are in this run: the database's host, which has no part in it, knows no other place.
+        [replica] = [host for host, groups in before.items() if "database" in groups and host not in after]
+        with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+            source = inventory.without(lab.root, stage, replica, Path(folder))
+            run(stage, "playbooks/stage5.yml", "--limit", "web,worker,localhost", source=source)
     if stage == 4:
         made.door.address = lab.load().addresses[commands.front_door(after)]
         for host in leaving:
