@@ -41,10 +41,15 @@ class Members:
     replica: str
 
 
-def members(lab: Lab) -> Members:
+def hosts_in(lab: Lab, group: str) -> list[str]:
+    """The hosts of a group at the lab's stage; none where it has no stage yet."""
     stage = lab.load().stage
     found = inventory.read_hosts(inventory.stage_file(lab.root, stage)) if stage else {}
-    named = [host for host, groups in found.items() if "database" in groups]
+    return [host for host, groups in found.items() if group in groups]
+
+
+def members(lab: Lab) -> Members:
+    named = hosts_in(lab, "database")
     if len(named) < 2:
         raise MachineError(f"The lab {lab.name} has {len(named)} of 2 hosts in database. ./ladder up 5 makes them.")
     return Members(named[0], named[1])
@@ -339,9 +344,7 @@ def replica_lag(lab: Lab, made: Traffic) -> None:
 
 def wait_for(lab: Lab, replica: str, there: bool) -> float:
     """Seconds until the first web host's HAProxy has a replica in rotation, or not; raises MachineError after 30."""
-    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
-    web = next(host for host, groups in found.items() if "web" in groups)
-    name = commands.site_settings(lab)["site_name"]
+    web, name = hosts_in(lab, "web")[0], commands.site_settings(lab)["site_name"]
     started = time.monotonic()
     while (
         f'"{replica}"' in on(lab, web, f"cat /run/pgbouncer-{name}/watch/servers").partition('"replicas"')[2]
@@ -460,11 +463,6 @@ def placed_by(lab: Lab, primary: str, name: str, moment: Moment) -> tuple[int, i
     )
     least, most = ask(lab, primary, f"select {counts} from orders_order", name).split("|")
     return int(least), int(most)
-
-
-def hosts_in(lab: Lab, group: str) -> list[str]:
-    found = inventory.read_hosts(inventory.stage_file(lab.root, lab.load().stage))
-    return [host for host, groups in found.items() if group in groups]
 
 
 def backup_keeper(lab: Lab) -> str:
