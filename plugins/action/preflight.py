@@ -64,6 +64,7 @@ TEMPLATE = re.compile(r"\{[{%#]")
 ARTIFACT = re.compile(r"p[0-9a-f]{12}")  # a revision whose archive the controller has: its folder is not needed
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 UNSET = re.compile(r"\w+ uses (\w+), which is not set")
+LEAST_POOL = 4  # connections of a pool: two for each of the two processes of a pooler
 POOLER_POSTGRES = 17  # the first that takes TLS from the first byte, as HAProxy does it
 # The least of roles' variables of which a run with fewer would end in its midst.
 LEAST = {
@@ -748,7 +749,8 @@ class ActionModule(ActionBase):
         usually = read_yaml(KIT / "roles/postgres/defaults/main.yml")["postgres_max_connections"]
         takes = {host: int(self._value(hostvars, host, "postgres_max_connections")[0] or usually) for host in databases}
         reserve = int(self._value(hostvars, hosts[0], "pooler_connections_reserve")[0])
-        return pooler_problems(opened, own, takes, reserve, needed=8 if len(databases) > 1 else 4)
+        pools = 2 if self._value(hostvars, hosts[0], "replicated")[0] else 1  # one that writes, one that reads
+        return pooler_problems(opened, own, takes, reserve, needed=pools * LEAST_POOL)
 
     def _repository(
         self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]]
