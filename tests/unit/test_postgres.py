@@ -164,6 +164,23 @@ def test_an_instance_without_members_gets_no_word_of_them() -> None:
     assert not [file for file in Role(ROLE, samples("postgres")[0]).files() if file.dest.endswith("replication.pgpass")]
 
 
+# From PostgreSQL's documentation: what only a start can change (pg_settings.context is postmaster), of what the role may write.
+NEEDS_RESTART = re.compile(
+    r"^(archive_mode|autovacuum_max_workers|cluster_name|hot_standby|huge_pages|listen_addresses|max_\w*(?:connections|files|locks)\w*"
+    r"|max_prepared_transactions|max_replication_slots|max_wal_senders|max_worker_processes|port|shared_\w+|superuser_reserved\w*"
+    r"|track_activity_query_size|track_commit_timestamp|unix_socket_\w+|wal_buffers|wal_level|wal_log_hints) = ",
+    re.MULTILINE,
+)
+
+
+def test_members_that_come_and_go_restart_nobody() -> None:
+    # Also a line that goes away makes PostgreSQL ask for a restart, be its value the default or not.
+    alone, member = (set(NEEDS_RESTART.findall(configuration(number, "10-stepladder.conf"))) for number in (0, 1))
+    written_by_users = {name for number in (0, 1) for name in samples("postgres")[number].get("postgres_settings", {})}
+    assert alone - written_by_users == member - written_by_users
+    assert {"max_connections", "max_locks_per_transaction", "shared_buffers"} <= alone
+
+
 def test_a_member_waits_for_the_others_and_has_at_least_what_its_primary_has() -> None:
     text = configuration(1, "10-stepladder.conf")
     assert 'synchronous_standby_names = \'ANY 1 ("db9", "db1", "db3", "db7", "db4")\'' in text

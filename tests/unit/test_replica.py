@@ -52,15 +52,20 @@ def written(folder: Path, **given: Any) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("replicas")
-    databases = {
-        alias: {"engine": SQLITE, "name": f"{folder}/{alias}.sqlite3"} for alias in ("default", "replica", "scans")
-    }
     cache = {"default": {"backend": "django.core.cache.backends.db.DatabaseCache", "location": "cache_entries"}}
-    environment = written(folder, django_databases=databases, django_caches=cache)
-    command = [sys.executable, str(REPLICAS / "promises.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    kept: dict[str, str] = {}
+    for name, aliases, given in (
+        ("with", ("default", "replica", "scans"), {}),
+        ("without", ("default", "scans"), {"django_read_replica": "", "django_read_marks": True}),
+    ):
+        (folder / name).mkdir()
+        databases = {alias: {"engine": SQLITE, "name": f"{folder}/{name}/{alias}.sqlite3"} for alias in aliases}
+        environment = written(folder / name, django_databases=databases, django_caches=cache, **given)
+        command = [sys.executable, str(REPLICAS / "promises.py")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.stdout, done.stderr
+        kept |= json.loads(done.stdout.splitlines()[-1])
+    return kept
 
 
 @pytest.mark.parametrize("promise", PROMISES)
@@ -118,6 +123,10 @@ REFUSED = {
     "django_read_replica is replica, django_databases has replica. Name one": {"django_databases": {"replica": postgres()}},
     "django_migrate_databases names replica, which is only read from.": {"django_migrate_databases": ["default", "replica"]},
     "django_read_sticky_seconds is 0, and nobody would find what he has just written.": {"django_read_sticky_seconds": 0},
+    "django_read_sticky_seconds is -1, and nobody": {"django_read_sticky_seconds": -1, "django_read_replica": "", "django_read_marks": True},
+    "django_read_marks is on, and django_databases has no default whose": {
+        "django_databases": {}, "django_read_replica": "", "django_read_marks": True,
+    },
 }  # fmt: skip
 
 
@@ -132,7 +141,7 @@ def test_preflight_refuses_a_replica_that_cannot_be_one_and_takes_one_that_can(t
                       {"debug": {"msg": f"accepted case {number}"}}],
             "rescue": [{"debug": {"msg": "{{ ansible_failed_result.msg }}"}}],
         }
-        for number, case in enumerate([{}, {"django_read_replica": ""}, *REFUSED.values()])
+        for number, case in enumerate([{}, {"django_read_replica": "", "django_read_marks": True}, *REFUSED.values()])
     ]  # fmt: skip
     play = {"hosts": "all", "gather_facts": False, "vars": HERE, "tasks": attempts}
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))

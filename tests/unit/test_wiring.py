@@ -782,6 +782,14 @@ def test_a_site_can_stop_reading_from_its_last_replica_before_the_pooler_forgets
     assert "shop_replica" in [pool["name"] for pool in still.value("web1", "pgbouncer_databases")]
 
 
+def test_who_has_written_is_known_to_all_web_hosts_before_the_first_of_them_has_a_replica(site: Environment) -> None:
+    for host in site.hosts:
+        if "web" in site.groups(host):
+            marks = site.value(host, "django_read_marks")
+            assert marks or not site.value(host, "django_read_replica")
+            assert marks == (len(site.all_groups["web"]) > 1 or site.value(host, "site_pooler"))
+
+
 def test_poolers_leave_the_database_connections_for_everything_else(make_inventory: Callable[..., Path]) -> None:
     site = one(make_inventory, "a replica", postgres_max_connections=100)
     hosts = app_addresses(site)

@@ -90,6 +90,14 @@ def watch_connection(connection, **_):
 connection_created.connect(watch_connection, dispatch_uid="stepladder_replica")
 
 
+class Marks:
+    """The last of the routers while nothing is read from a replica yet: it decides nothing, and sees what is written."""
+
+    def db_for_write(self, model, **_hints):
+        if apart(model):
+            _tables_apart.add(model._meta.db_table)
+
+
 class Router:
     """The last of the routers: it speaks for what would be read from or written to the primary."""
 

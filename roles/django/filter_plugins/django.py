@@ -139,19 +139,25 @@ def django_odd_commands(hooks: Mapping[str, Any], gates: Any, names: list[str]) 
     return found
 
 
-def django_odd_replica(alias: str, databases: Mapping[str, Any], migrated: list[str], seconds: int) -> list[str]:
-    """Why reads cannot go to that database, each reason a sentence with what to do; nothing where none shall."""
-    if not alias:
-        return []
+def django_odd_replica(
+    alias: str, databases: Mapping[str, Any], migrated: list[str], seconds: int, marks: bool
+) -> list[str]:
+    """Why reads cannot go to that database, or writers not be marked for it, each reason a sentence with what to do."""
     found = []
-    if alias == "default" or not {alias, "default"} <= set(databases):
+    if not alias:
+        if marks and "default" not in databases:
+            found.append(
+                "django_read_marks is on, and django_databases has no default whose writers could be marked. "
+                "Name it there, or leave the marks off."
+            )
+    elif alias == "default" or not {alias, "default"} <= set(databases):
         found.append(
             f"django_read_replica is {alias}, django_databases has {', '.join(databases) or 'none'}. "
             "Name one of them other than default, which must be there too, or leave it empty."
         )
-    if alias in migrated:
+    if alias and alias in migrated:
         found.append(f"django_migrate_databases names {alias}, which is only read from. Remove it there.")
-    if seconds < 1:
+    if (alias or marks) and seconds < 1:
         found.append(
             f"django_read_sticky_seconds is {seconds}, and nobody would find what he has just written. "
             "Set more seconds than a replica may be behind."

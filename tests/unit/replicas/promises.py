@@ -45,6 +45,8 @@ def make_databases():
     Scan.objects.create(id=1, title="scans")
     User.objects.create_user("ada", password="of ada")
     connections.close_all()
+    if "replica" not in settings.DATABASES:
+        return
     shutil.copy(settings.DATABASES["default"]["NAME"], settings.DATABASES["replica"]["NAME"])
     for model in (Book, Chapter, Ledger):
         model.objects.using("replica").update(title="replica")
@@ -578,6 +580,38 @@ class Promises(unittest.TestCase):
         self.assertEqual(settings.DATABASE_ROUTERS, ["library.site.OwnRouter", "stepladder_replica.Router"])
 
 
+class BeforeThereIsAReplica(unittest.TestCase):
+    """With django_read_marks alone: hosts that read from a replica already have to know who has written here."""
+
+    def setUp(self):
+        self.visitor = Visitor()
+
+    def test_marks_alone_who_has_written_is_marked_for_the_hosts_that_have_a_replica(self):
+        marker = self.visitor.ask(write, "post").cookies[MARKER]
+        self.assertEqual((marker.value, marker["max-age"], marker["secure"]), ("1", 7, True))
+
+    def test_marks_alone_nobody_else_is_marked(self):
+        self.assertEqual([self.visitor.asks(where), self.visitor.asks(where, "post")], ["default", "default"])
+        self.assertFalse(self.visitor.marked)
+
+    def test_marks_alone_sessions_and_cache_entries_are_no_writes(self):
+        def view(request):
+            request.session["pages"] = request.session.get("pages", 0) + 1
+            request.session.save()
+            cache.set("key", "cached")
+            return request.session["pages"]
+
+        self.assertEqual([self.visitor.asks(view) for _ in range(2)], ["1", "2"])
+        self.assertFalse(self.visitor.marked)
+
+    def test_marks_alone_decide_nothing(self):
+        self.assertEqual(settings.DATABASE_ROUTERS, ["library.site.OwnRouter", "stepladder_replica.Marks"])
+        self.assertEqual((router.db_for_read(Book), router.db_for_write(Book)), ("default", "default"))
+        self.assertEqual((router.db_for_read(Scan), router.db_for_write(Scan)), ("scans", "scans"))
+        with reads_from_replica():
+            self.assertEqual(where(), "default")
+
+
 class Noted(unittest.TextTestResult):
     """How each of the promises went, by name."""
 
@@ -594,6 +628,8 @@ class Noted(unittest.TextTestResult):
 if __name__ == "__main__":
     make_databases()
     run = unittest.TextTestRunner(stream=sys.stderr, resultclass=Noted).run(
-        unittest.defaultTestLoader.loadTestsFromTestCase(Promises)
+        unittest.defaultTestLoader.loadTestsFromTestCase(
+            Promises if "replica" in settings.DATABASES else BeforeThereIsAReplica
+        )
     )
     print(json.dumps(run.words))
