@@ -613,3 +613,31 @@ def test_one_failed_backup_does_not_keep_the_others_from_being_made(
     with pytest.raises(control.Failed, match="^the backup of a failed: broken$"):
         control.backup("diff")
     assert made == [("a", "backup", "--type=diff"), ("b", "backup", "--type=diff")]
+
+
+def test_what_would_have_been_lost_is_noted_before_the_drill_has_everything_arrive(tmp_path: Path) -> None:
+    plays = yaml.safe_load((ROOT / "playbooks/restore-drill.yml").read_text())
+    tasks = [task for play in plays for task in play["tasks"]]
+    [note] = [task for task in tasks if "drill_rpo_seconds" in task.get("ansible.builtin.set_fact", {})]
+    [arrive] = [task for task in tasks if task.get("ansible.builtin.import_role", {}).get("tasks_from") == "check"]
+    [drill] = [task for task in tasks if "pgbackrest_drill_rpo_seconds" in task.get("vars", {})]
+    assert tasks.index(note) < tasks.index(arrive) < tasks.index(drill)
+    assert drill["vars"]["pgbackrest_drill_rpo_seconds"] == "{{ drill_rpo_seconds }}"
+
+    stanzas = [
+        {"shop": {"last_wal_age_seconds": 0}},
+        {"shop": {"last_wal_age_seconds": 41}},
+        {"shop": {"last_wal_age_seconds": None}},
+        {},
+    ]
+    seen = [
+        {"vars": {"site_name": "shop", "pgbackrest_status": {"stanzas": found}},
+         "block": [note, {"debug": {"msg": "rpo {{ drill_rpo_seconds | int }}."}}]}
+        for found in stanzas
+    ]  # fmt: skip
+    (tmp_path / "play.yml").write_text(
+        yaml.safe_dump([{"hosts": "all", "gather_facts": False, "vars": HERE, "tasks": seen}])
+    )
+    (tmp_path / "hosts").write_text("here\n")
+    said = run_playbook(tmp_path / "play.yml", tmp_path / "hosts").stdout
+    assert re.findall(r"rpo (-?\d+)\.", said) == ["0", "41", "-1", "-1"], said

@@ -123,7 +123,9 @@ REFUSED = {
     "django_read_replica is replica, django_databases has replica. Name one": {"django_databases": {"replica": postgres()}},
     "django_migrate_databases names replica, which is only read from.": {"django_migrate_databases": ["default", "replica"]},
     "django_read_sticky_seconds is 0, and nobody would find what he has just written.": {"django_read_sticky_seconds": 0},
-    "django_read_sticky_seconds is -1, and nobody": {"django_read_sticky_seconds": -1, "django_read_replica": "", "django_read_marks": True},
+    "django_read_sticky_seconds is -1, and nobody": {
+        "django_read_sticky_seconds": -1, "django_read_replica": "", "django_read_marks": True,
+    },
     "django_read_marks is on, and django_databases has no default whose": {
         "django_databases": {}, "django_read_replica": "", "django_read_marks": True,
     },
