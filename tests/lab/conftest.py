@@ -122,33 +122,33 @@ class Lab:
 class Resolved(urllib.request.HTTPSHandler):
     """HTTPS to one address under another name, as curl --resolve does it."""
 
-    def __init__(self, address: str, context: ssl.SSLContext):
+    def __init__(self, address: str, context: ssl.SSLContext, seconds: float):
         super().__init__(context=context)
-        self.address, self.context = address, context
+        self.address, self.context, self.seconds = address, context, seconds
 
     def https_open(self, request):
         import http.client
         import socket
 
-        address, context = self.address, self.context
+        address, context, seconds = self.address, self.context, self.seconds
 
         class Connection(http.client.HTTPSConnection):
             def connect(self):
-                plain = socket.create_connection((address, 443), timeout=30)
+                plain = socket.create_connection((address, 443), timeout=seconds)
                 self.sock = context.wrap_socket(plain, server_hostname=self.host)
 
         return self.do_open(Connection, request)
 
 
-def ask(address: str, ca: Path, path: str, *, data=None, headers=None, name: str = SITE) -> Answer:
+def ask(address: str, ca: Path, path: str, *, data=None, headers=None, name: str = SITE, seconds: float = 30) -> Answer:
     context = ssl.create_default_context(cafile=str(ca))
-    opener = urllib.request.build_opener(Resolved(address, context))
+    opener = urllib.request.build_opener(Resolved(address, context, seconds))
     body = json.dumps(data).encode() if data is not None else None
     request = urllib.request.Request(f"https://{name}{path}", data=body, headers=headers or {})
     if body:
         request.add_header("Content-Type", "application/json")
     try:
-        with opener.open(request, timeout=30) as response:
+        with opener.open(request, timeout=seconds) as response:
             return Answer(response.status, response.read().decode("utf-8", "replace"), dict(response.headers))
     except urllib.error.HTTPError as error:
         return Answer(error.code, error.read().decode("utf-8", "replace"), dict(error.headers))

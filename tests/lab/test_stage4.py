@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import shutil
+import ssl
 import time
 import uuid
 from collections import Counter
@@ -13,7 +15,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from lab import model, rehearsal
+from conftest import ask
+from lab import commands, model, rehearsal
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ("web1", "web2")
@@ -361,6 +364,52 @@ def test_maintenance_page_is_the_sites_own_and_the_hosts_stay_in(grown):
     finally:
         lab.play("maintenance.yml", "-e", "state=off")
     assert lab.get("/").status == 200
+
+
+def has_address(lab, host: str, address: str) -> bool:
+    return f" {address}/" in lab.ssh(host, "ip -brief -4 address show").stdout
+
+
+@pytest.mark.long
+def test_two_edges_share_an_address_that_moves_when_one_dies(grown, tmp_path):
+    lab, _ = grown
+    kit, client = model.Lab(lab.name), docker.from_env()
+    state = kit.load()
+    before = list(state.addresses)
+    network = ipaddress.ip_network(state.subnet)
+    shared = str(network[250])
+    setting = json.dumps({"site_virtual_address": f"{shared}/{network.prefixlen}"})
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps({"site": {"children": {"edge": {"hosts": {"edge2": {}}}}}}))
+    commands.make_hosts(client, kit, state, [*before, "edge2"])
+    try:
+        lab.play("stage4.yml", "-i", str(more), "-e", setting)
+        assert lab.changes(lab.play("stage4.yml", "-i", str(more), "-e", setting)) == {}
+        assert (has_address(lab, "edge1", shared), has_address(lab, "edge2", shared)) == (True, False)
+        assert ask(shared, lab.ca, "/").status == 200
+        client.containers.get(f"{lab.name}-edge1").kill()
+        died, served = time.monotonic(), None
+        while time.monotonic() < died + 30 and served != 200:
+            try:
+                served = ask(shared, lab.ca, "/", seconds=2).status
+            except (OSError, ssl.SSLError):
+                time.sleep(0.2)
+        took = time.monotonic() - died
+        assert served == 200 and took < 10, f"{served} after {took:.1f} s"
+        assert has_address(lab, "edge2", shared)
+        # What comes back takes nothing from one that serves.
+        commands.make_hosts(client, kit, state, [*before, "edge2"])
+        lab.wait_for("/readyz")
+        assert (has_address(lab, "edge1", shared), has_address(lab, "edge2", shared)) == (False, True)
+    finally:
+        commands.make_hosts(client, kit, state, before)
+        client.containers.get(f"{lab.name}-edge2").remove(force=True, v=True)
+        state.addresses.pop("edge2")
+        kit.save(state)
+        kit.write_inventory(state.addresses)
+        lab.ssh("edge1", "sudo systemctl disable --now keepalived-edge.service", check=False)
+        lab.play("stage4.yml")
+    assert not has_address(lab, "edge1", shared)
 
 
 @pytest.mark.long

@@ -255,3 +255,21 @@ def test_what_haproxy_says_is_read(control: ModuleType, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(control.urllib.request, "urlopen", gone)
     assert control.servers_up() == {}
+
+
+def test_clients_go_on_when_haproxy_knows_the_primary_and_no_other_and_else_stay_held(
+    control: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [{}, {"primary": {"db1", "db2"}}, {"primary": {"db2"}}, {"primary": {"db1"}}]
+    let_go: list[tuple[str, int]] = []
+    monkeypatch.setattr(control, "servers_up", lambda: seen.pop(0) if len(seen) > 1 else seen[0])
+    monkeypatch.setattr(control, "resume", lambda database: let_go.append((database, len(seen))))
+    monkeypatch.setattr(control.time, "sleep", lambda _: None)
+    monkeypatch.setattr(control.sys, "argv", ["control", "resume", "--primary", "db1", "shop"])
+    control.main()
+    assert let_go == [("shop", 1)]  # not before all the others had been seen
+    seen[:] = [{"primary": {"db2"}}]
+    monkeypatch.setattr(control.sys, "argv", ["control", "resume", "--primary", "db1", "--seconds", "0.05", "shop"])
+    with pytest.raises(SystemExit, match="HAProxy calls db2 the primary, not db1"):
+        control.main()
+    assert len(let_go) == 1

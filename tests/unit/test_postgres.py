@@ -181,6 +181,15 @@ def test_members_that_come_and_go_restart_nobody() -> None:
     assert {"max_connections", "max_locks_per_transaction", "shared_buffers"} <= alone
 
 
+def test_how_many_replicas_a_commit_waits_for_may_be_given_as_text() -> None:
+    given = {
+        **samples("postgres")[1],
+        "postgres_synchronous_replicas": "1",
+    }  # as -e postgres_synchronous_replicas=1 does
+    [file] = [file for file in Role(ROLE, given).files() if file.dest.endswith("10-stepladder.conf")]
+    assert "synchronous_standby_names = 'ANY 1 (" in file.text
+
+
 def test_a_member_waits_for_the_others_and_has_at_least_what_its_primary_has() -> None:
     text = configuration(1, "10-stepladder.conf")
     assert 'synchronous_standby_names = \'ANY 1 ("db9", "db1", "db3", "db7", "db4")\'' in text
