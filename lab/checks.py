@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from lab import ansible, artifacts, commands, hosts, scenarios
 from lab.machine import MachineError, tail
@@ -40,16 +41,19 @@ def run(
     started = time.time()
     until, roles_until = started + minutes * 60, started + minutes * 60 * ROLES_SHARE
     asked = [part] if part else list(PARTS)
-    # The lab's tests are the longest job: they start first and have a lane to themselves.
     jobs: list[Callable[[], None]] = []
-    if "lab" in asked:
-        jobs.append(lambda: guarded("lab tests", lambda: whole_stage(lab, name, debian, results, long, until), results))
     if "lint" in asked:
         jobs.append(lambda: lint(lab, name, results))
     if "unit" in asked:
         jobs.append(lambda: pytest(lab, "unit", name, results, {}))
     if "roles" in asked:
         guarded("roles", lambda: jobs.extend(roles(lab, name, debian, results, long, roles_until)), results)
+    busy = lab.logs / "beside-the-lab"
+    jobs = marked(jobs, busy)
+    # The lab's tests are the longest job: they start first and have a lane to themselves.
+    if "lab" in asked:
+        stage = partial(whole_stage, lab, name, debian, results, long, until, busy)
+        jobs.insert(0, lambda: guarded("lab tests", stage, results))
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda job: job(), jobs))
     if not results.items:
@@ -57,6 +61,27 @@ def run(
     console.print(results_table(results))
     console.print(results.closing_line(), markup=False)
     return 1 if results.failed else 0
+
+
+def marked(jobs: list[Callable[[], None]], busy: Path) -> list[Callable[[], None]]:
+    """The jobs, with a file that is there until the last of them has ended."""
+    left, lock = len(jobs), Lock()
+
+    def run(job: Callable[[], None]) -> None:
+        nonlocal left
+        try:
+            job()
+        finally:
+            with lock:
+                left -= 1
+                if not left:
+                    busy.unlink(missing_ok=True)
+
+    busy.unlink(missing_ok=True)
+    if jobs:
+        busy.parent.mkdir(parents=True, exist_ok=True)
+        busy.touch()
+    return [partial(run, job) for job in jobs]
 
 
 def guarded(title: str, job: Callable[[], None], results: Results) -> None:
@@ -166,10 +191,12 @@ def in_time(until: float, scenario: str, job: Callable[[], None], results: Resul
         results.left_out.append(f"role {scenario}")
 
 
-def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long: bool, until: float) -> None:
+def whole_stage(
+    lab: Lab, name: str | None, debian: str, results: Results, long: bool, until: float, busy: Path
+) -> None:
     """Run tests/lab in a lab that is made for them and removed afterwards; those marked as long only when asked to.
 
-    A failure shows the failed units first.
+    `busy` is there as long as something else runs beside. A failure shows the failed units first.
     """
     own = Lab(f"{lab.name}-test", lab.root)
     client = commands.connect()
@@ -181,6 +208,7 @@ def whole_stage(lab: Lab, name: str | None, debian: str, results: Results, long:
         "STEPLADDER_DEBIAN": debian,
         "STEPLADDER_LONG": "yes" if long else "",
         "STEPLADDER_UNTIL": str(until),
+        "STEPLADDER_BUSY": str(busy),
     }
     try:
         pytest(lab, "lab", name, results, more)

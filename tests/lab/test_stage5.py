@@ -210,7 +210,7 @@ def test_long_transaction_calls_a_switchover_off(grown):
     assert lab.get("/products/item-000001/").status == 200
 
 
-@pytest.mark.long
+@pytest.mark.usefixtures("alone")
 def test_primary_that_dies_costs_what_was_said_and_comes_back_as_a_replica(grown):
     lab, _ = grown
     report = drilled(lab, "kill-primary")

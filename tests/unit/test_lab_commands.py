@@ -124,3 +124,21 @@ def test_linters_leave_a_persons_own_inventories_alone(tmp_path: Path) -> None:
     for name in ("example", "lab", "prod", "staging"):
         (tmp_path / "inventories" / name).mkdir(parents=True)
     assert checks.own_inventories(tmp_path) == ["--exclude", "inventories/prod", "--exclude", "inventories/staging"]
+
+
+def test_what_needs_the_machine_to_itself_can_see_when_the_last_other_job_has_ended(tmp_path: Path) -> None:
+    busy, seen = tmp_path / "busy", []
+
+    def fails() -> None:
+        raise MachineError("no engine")
+
+    jobs = checks.marked([lambda: seen.append(busy.exists()), fails, lambda: seen.append(busy.exists())], busy)
+    assert busy.exists()
+    jobs[0]()
+    with pytest.raises(MachineError):
+        jobs[1]()
+    assert busy.exists()
+    jobs[2]()
+    assert seen == [True, True] and not busy.exists()
+    busy.touch()  # of a run that was cut off
+    assert checks.marked([], busy) == [] and not busy.exists()
