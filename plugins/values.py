@@ -79,6 +79,8 @@ def hint(kind: str, value: Any) -> str:
         return "Write it as a list: a dash before the first field, or brackets around all."
     if kind in ("int", "float") and isinstance(value, str) and converts(kind, value):
         return f"Write it without quotes: {value.strip()}."
+    if kind == "bool" and isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):
+        return f"Write it without quotes: {value}."
     return "Correct it in group_vars/site.yml."
 
 

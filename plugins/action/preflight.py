@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import yaml
+from ansible import context
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as core_version
@@ -171,6 +172,17 @@ def unknown_problems(names_by_host: Mapping[str, Iterable[str]], known: set[str]
     return problems
 
 
+def on_command_line(name: str, problem: str, given: Iterable[str]) -> str:
+    """The sentence for a setting that came by -e name=value, which makes text of everything; `given` has what follows each -e."""
+    if not any(re.match(rf"(\S+=\S*\s+)*{re.escape(name)}=", text) for text in given):
+        return problem
+    return re.sub(
+        r"Write it (?:without quotes|in brackets): (.*)\.$",
+        lambda advice: f"What -e {name}=... gives is text; write -e '{{\"{name}\": {advice[1]}}}'.",
+        problem,
+    )
+
+
 def listed(names: Iterable[str], most: int = 5) -> str:
     """Names for a sentence: "a, b and 3 more"."""
     names = sorted(set(names))
@@ -277,11 +289,15 @@ def queue_problems(queues: Iterable[str], consumed: Mapping[str, Iterable[str]],
     """
     queues, known = set(queues), listed(queues) or "none"
     served = {queue for names in consumed.values() for queue in names}
+    wrong: dict[tuple[str, str], list[str]] = defaultdict(list)  # the same worker on several hosts is one problem
+    for worker, names in sorted(consumed.items()):
+        if set(names) - queues:
+            name, _, host = worker.partition(" on ")
+            wrong[name, listed(set(names) - queues)].append(host)
     problems = [
-        f"The worker {worker} consumes {listed(set(names) - queues)}, and site_queues has {known}. "
+        f"The worker {name} on {listed(hosts)} consumes {unknown}, and site_queues has {known}. "
         "Correct the queues of the worker in site_workers, or add the queue to site_queues."
-        for worker, names in sorted(consumed.items())
-        if set(names) - queues
+        for (name, unknown), hosts in wrong.items()
     ]
     for queue in sorted((queues | set(routed)) - served):
         where = "site_queues has" if queue in queues else "site_settings send tasks to"
@@ -692,7 +708,10 @@ class ActionModule(ActionBase):
                 else:
                     key = repr(value)
                     if key not in judged:
-                        judged[key] = list(values.problems(name, spec, value))
+                        given = list(context.CLIARGS.get("extra_vars") or ())
+                        judged[key] = [
+                            on_command_line(name, problem, given) for problem in values.problems(name, spec, value)
+                        ]
                         judged[key] += (
                             [] if judged[key] else self._meaning(name, value, hostvars[host], groups, version)
                         )
@@ -857,7 +876,7 @@ class ActionModule(ActionBase):
     def _passwords(self, hostvars: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         """Secrets that a person has set, by name and by host. The kit's own are left alone: reading one would make it."""
         usual = defaults()
-        secret = [name for name in settings() if name.endswith(("_password", "_url", "_key"))]
+        secret = [name for name in settings() if name.endswith(("_password", "_passphrase", "_token", "_url", "_key"))]
         chosen = {
             name: [host for host in raw if raw[host].get(name, usual.get(name)) != usual.get(name)] for name in secret
         }

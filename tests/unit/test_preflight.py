@@ -227,6 +227,23 @@ def test_more_hosts_than_a_layer_uses_are_refused() -> None:
     assert "c1, c2" in problem and "cache" in problem
 
 
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (
+            ["site_canary_seconds=5"],
+            "What -e site_canary_seconds=... gives is text; write -e '{\"site_canary_seconds\": 5}'.",
+        ),
+        (["host=web1 site_canary_seconds=5"], "What -e site_canary_seconds=... gives is text"),
+        (["my_site_canary_seconds=5", '{"site_canary_seconds": "5"}', "@file"], "Write it without quotes: 5."),
+        ([], "Write it without quotes: 5."),
+    ],
+)
+def test_what_came_by_the_command_line_is_corrected_there(given: list[str], advice: str) -> None:
+    said = "site_canary_seconds must be a whole number; found '5' on @. Write it without quotes: 5."
+    assert advice in preflight.on_command_line("site_canary_seconds", said, given)
+
+
 # Background work.
 
 FOUR = {**TWO, "cache": ["web1"], "worker": ["web1"]}
@@ -255,6 +272,12 @@ FOUR = {**TWO, "cache": ["web1"], "worker": ["web1"]}
             ["Nobody consumes the queue mail, which site_settings send"],
         ),
         (["celery"], {}, [], ["Nobody consumes the queue celery"]),
+        (
+            ["celery"],
+            {"a on w1": ["celery", "b"], "a on w2": ["celery", "b"], "a on w3": ["celery", "c"]},
+            [],
+            ["The worker a on w1, w2 consumes b, and", "The worker a on w3 consumes c, and"],
+        ),
     ],
 )
 def test_every_queue_has_a_worker_and_every_worker_a_queue(
@@ -291,10 +314,14 @@ def test_queues_of_the_settings_routes_are_found() -> None:
             {"site_workers": [{"name": "a", "time_limit": 4000}]},
             "A task of the worker a on db1 may run for 4000 s, and after 3600 s",
         ),
-        ({"site_workers": [{"name": "a", "queues": ["mail"]}]}, "The worker a on db1 consumes mail"),
+        ({"site_workers": [{"name": "a", "queues": ["mail"]}]}, "The worker a on db1, web1 consumes mail"),
         ({"site_queues": {"celery": {}, "mail": {}}}, "Nobody consumes the queue mail"),
         ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it on db1, web1, which"),
         ({"site_database_password": "two\r"}, "site_database_password has a line break in it on db1, web1, which"),
+        (
+            {"site_media_token": "twenty-one-letters\nand"},
+            "site_media_token has a line break in it on db1, web1, which",
+        ),
     ],
 )
 def test_background_work_that_cannot_go_well_is_refused(
