@@ -52,7 +52,7 @@ def run(
     jobs = marked(jobs, busy)
     # The lab's tests are the longest job: they start first and have a lane to themselves.
     if "lab" in asked:
-        stage = partial(whole_stage, lab, name, debian, results, long, until, busy)
+        stage = partial(whole_stage, lab, name, debian, results, long, busy, until)
         jobs.insert(0, lambda: guarded("lab tests", stage, results))
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda job: job(), jobs))
@@ -192,7 +192,7 @@ def in_time(until: float, scenario: str, job: Callable[[], None], results: Resul
 
 
 def whole_stage(
-    lab: Lab, name: str | None, debian: str, results: Results, long: bool, until: float, busy: Path
+    lab: Lab, name: str | None, debian: str, results: Results, long: bool, busy: Path, until: float
 ) -> None:
     """Run tests/lab in a lab that is made for them and removed afterwards; those marked as long only when asked to.
 

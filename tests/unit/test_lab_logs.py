@@ -129,7 +129,7 @@ def test_closing_line_names_what_the_time_was_too_short_for() -> None:
 
 @pytest.mark.parametrize(("minutes", "roles", "tests"), [(60, 36 * 60, 60 * 60), (math.inf, math.inf, math.inf)])
 def test_the_last_part_of_the_time_is_the_labs_alone(
-    minutes: float, roles: float, tests: float, monkeypatch: pytest.MonkeyPatch
+    minutes: float, roles: float, tests: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given: dict[str, float] = {}
 
@@ -145,7 +145,7 @@ def test_the_last_part_of_the_time_is_the_labs_alone(
     monkeypatch.setattr(checks, "whole_stage", lab_until)
     for part in ("roles", "lab"):
         began = time.time()
-        checks.run(SimpleNamespace(), part, None, "13", minutes=minutes)
+        checks.run(SimpleNamespace(logs=tmp_path), part, None, "13", minutes=minutes)
     assert given == {"roles": pytest.approx(roles, abs=2), "lab": pytest.approx(tests, abs=2)}
 
 
