@@ -182,10 +182,8 @@ def test_members_that_come_and_go_restart_nobody() -> None:
 
 
 def test_how_many_replicas_a_commit_waits_for_may_be_given_as_text() -> None:
-    given = {
-        **samples("postgres")[1],
-        "postgres_synchronous_replicas": "1",
-    }  # as -e postgres_synchronous_replicas=1 does
+    # As -e postgres_synchronous_replicas=1 does.
+    given = {**samples("postgres")[1], "postgres_synchronous_replicas": "1"}
     [file] = [file for file in Role(ROLE, given).files() if file.dest.endswith("10-stepladder.conf")]
     assert "synchronous_standby_names = 'ANY 1 (" in file.text
 
