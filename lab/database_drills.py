@@ -182,7 +182,7 @@ def go_back(lab: Lab, made: Traffic, who: Members, *setting: str) -> None:
 
 def kill_primary_synchronous(lab: Lab, made: Traffic) -> None:
     """The same while each commit waits for the replica: nothing that was acknowledged may be lost, whatever was said."""
-    stage, setting = f"playbooks/stage{lab.load().stage}.yml", ("-e", "postgres_synchronous_replicas=1")
+    stage, setting = f"playbooks/stage{lab.load().stage}.yml", ("-e", json.dumps({"postgres_synchronous_replicas": 1}))
     made.mark("commits wait for the replica")
     play(lab, "synchronous", stage, *setting)
     kill_primary(lab, made, *setting)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible.module_utils.parsing.convert_bool import BOOLEANS
 
 KINDS: dict[str, Any] = {
     "str": str, "path": str, "list": list, "dict": Mapping, "int": int, "float": (int, float), "bool": bool,
@@ -57,16 +56,12 @@ def fits(kind: str, value: Any) -> bool:
 
 
 def converts(kind: str, value: Any) -> bool:
-    """Whether a role takes the value as one of the kind: a number in quotes is a number, a number is text."""
-    if fits(kind, value) or value is None:
-        return True
-    if kind in ("str", "path"):
-        return isinstance(value, (int, float, bool))
-    if kind in ("int", "float"):
-        return isinstance(value, str) and bool(re.fullmatch(r"\s*-?[0-9]+(\.[0-9]+)?\s*", value))
-    if kind == "bool":
-        return str(value).lower() in {str(word).lower() for word in BOOLEANS}
-    return kind == "list" and isinstance(value, (str, int, float))
+    """Whether a role takes the value as one of the kind: a number is text; text is no number, and no list."""
+    return fits(kind, value) or value is None or (kind in ("str", "path") and isinstance(value, (int, float, bool)))
+
+
+def is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"\s*-?[0-9]+(\.[0-9]+)?\s*", text))
 
 
 def hint(kind: str, value: Any) -> str:
@@ -77,7 +72,7 @@ def hint(kind: str, value: Any) -> str:
         return f"Write it in brackets: [{value}]."
     if kind == "list" and isinstance(value, Mapping):
         return "Write it as a list: a dash before the first field, or brackets around all."
-    if kind in ("int", "float") and isinstance(value, str) and converts(kind, value):
+    if kind in ("int", "float") and isinstance(value, str) and is_number(value):
         return f"Write it without quotes: {value.strip()}."
     if kind == "bool" and isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):
         return f"Write it without quotes: {value}."
@@ -112,7 +107,7 @@ def problems(place: str, spec: Mapping[str, Any], value: Any, strict: bool = Tru
     """Every sentence for one value; `strict` is false for a role's own variables, which Ansible converts."""
     kind, secret = spec.get("type", "str"), bool(spec.get("secret") or spec.get("no_log"))
     if not (fits if strict else converts)(kind, value):
-        advice = "Correct it in group_vars/site.yml." if secret or not strict else hint(kind, value)
+        advice = "Correct it in group_vars/site.yml." if secret else hint(kind, value)
         yield f"{place} must be {KIND_WORDS[kind]}; found {shown(value, secret)} on @. {advice}"
         return
     if spec.get("required") and (value is None or value in ("", [], {})):

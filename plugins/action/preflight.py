@@ -172,8 +172,9 @@ def unknown_problems(names_by_host: Mapping[str, Iterable[str]], known: set[str]
     return problems
 
 
-def on_command_line(name: str, problem: str, given: Iterable[str]) -> str:
+def on_command_line(name: str, problem: str, given: Iterable[str] | None = None) -> str:
     """The sentence for a setting that came by -e name=value, which makes text of everything; `given` has what follows each -e."""
+    given = context.CLIARGS.get("extra_vars") or () if given is None else given
     if not any(re.match(rf"(\S+=\S*\s+)*{re.escape(name)}=", text) for text in given):
         return problem
     return re.sub(
@@ -708,10 +709,7 @@ class ActionModule(ActionBase):
                 else:
                     key = repr(value)
                     if key not in judged:
-                        given = list(context.CLIARGS.get("extra_vars") or ())
-                        judged[key] = [
-                            on_command_line(name, problem, given) for problem in values.problems(name, spec, value)
-                        ]
+                        judged[key] = [on_command_line(name, found) for found in values.problems(name, spec, value)]
                         judged[key] += (
                             [] if judged[key] else self._meaning(name, value, hostvars[host], groups, version)
                         )
@@ -842,9 +840,8 @@ class ActionModule(ActionBase):
                 spec = {**described[name], "required": False}
                 if name in LEAST:
                     spec["min"] = LEAST[name]
-                    value = yaml.safe_load(value) if isinstance(value, str) else value
                 for problem in values.problems(name, spec, value, strict=False):
-                    where[problem].append(host)
+                    where[on_command_line(name, problem)].append(host)
         return sorted(problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items())
 
     def _shares(self, hostvars: Mapping[str, Any]) -> list[str]:

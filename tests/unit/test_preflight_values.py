@@ -285,6 +285,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"postgres_max_connections": "many"}, "postgres_max_connections must be a whole number; found 'many' @."),
     ({"postgres_repository": "pgdb"}, "postgres_repository must be one of distribution, pgdg; found 'pgdb'"),
     ({"base_upgrades": "maybe"}, "base_upgrades must be true or false; found 'maybe'"),
+    # Ansible would take these, and a role would have text where it counts, or asks whether it is true.
+    ({"postgres_max_connections": "100"},
+     "postgres_max_connections must be a whole number; found '100' @. Write it without quotes: 100."),
+    ({"base_upgrades": "yes"}, "base_upgrades must be true or false; found 'yes' @. Write it without quotes: yes."),
+    ({"base_packages": "curl,less"},
+     "base_packages must be a list; found 'curl,less' @. Write it in brackets: [curl,less]."),
     ({"base_locale": ["C.UTF-8"]}, "base_locale must be text; found a list"),
 ]  # fmt: skip
 
@@ -311,7 +317,7 @@ RIGHT: list[dict[str, Any]] = [
     {"site_static_url": "/assets/v1/", "site_health_path": "/", "site_timezone": "America/Argentina/Buenos_Aires"},
     {"site_database_password": "{{ lookup('ansible.builtin.env', 'HOME') }}"},
     # Ansible makes of these what the role wants.
-    {"postgres_max_connections": "100", "base_upgrades": "yes", "postgres_version": 17, "base_packages": "curl,less"},
+    {"postgres_max_connections": 100, "base_upgrades": True, "postgres_version": 17, "base_packages": ["curl", "less"]},
     {"postgres_roles": [{"name": "shop", "password": "x", "attributes": ["LOGIN"], "connection_limit": 5}]},
     {"postgres_memory_mb": "{{ memory_mb.postgres // 2 }}"},
 ]  # fmt: skip

@@ -144,6 +144,20 @@ def test_every_template_is_used_and_rendered(role: str) -> None:
     assert all_of_them - included - rendered == set()
 
 
+@pytest.mark.parametrize(("role", "number"), cases())
+def test_a_number_or_a_choice_given_as_text_is_the_same(role: str, number: int) -> None:
+    """`-e name=value` gives text, which argument specs take: 3 * "4000" is not 400040004000, and "false" is not true."""
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text())["argument_specs"]
+    known = {**yaml.safe_load((ROOT / "roles" / role / "defaults/main.yml").read_text()), **samples(role)[number]}
+    as_text = {
+        name: str(known[name]).lower()
+        for name, option in specs["main"]["options"].items()
+        if option.get("type") in ("int", "float", "bool") and type(known.get(name)) in (int, float, bool)
+    }
+    given = Role(ROOT / "roles" / role, {**samples(role)[number], **as_text}).files()
+    assert [(file.dest, file.text) for file in given] == [(file.dest, file.text) for file in written(role, number)]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_rendering_twice_gives_the_same(role: str) -> None:
     """Else a run without changes would change something: a time, a random number, an order that is none."""
