@@ -874,6 +874,7 @@ class ActionModule(ActionBase):
         """Secrets that a person has set, by name and by host. The kit's own are left alone: reading one would make it."""
         usual = defaults()
         secret = [name for name in settings() if name.endswith(("_password", "_passphrase", "_token", "_url", "_key"))]
+        secret += [name for name in role_variables() if name.endswith(("_password", "_passphrase"))]
         chosen = {
             name: [host for host in raw if raw[host].get(name, usual.get(name)) != usual.get(name)] for name in secret
         }

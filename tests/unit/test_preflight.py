@@ -319,6 +319,10 @@ def test_queues_of_the_settings_routes_are_found() -> None:
         ({"site_broker_password": "two\nlines"}, "site_broker_password has a line break in it on db1, web1, which"),
         ({"site_database_password": "two\r"}, "site_database_password has a line break in it on db1, web1, which"),
         (
+            {"celery_flower": True, "celery_flower_password": "a secret\nof two lines"},
+            "celery_flower_password has a line break in it on db1, web1, which",
+        ),
+        (
             {"site_media_token": "twenty-one-letters\nand"},
             "site_media_token has a line break in it on db1, web1, which",
         ),
