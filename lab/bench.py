@@ -22,10 +22,11 @@ from pathlib import Path
 import docker
 from docker.models.containers import Container
 
-from lab import ansible, commands, hosts, inventory
+from lab import ansible, commands, hosts, inventory, rehearsal
 from lab.machine import MachineError, tail
 from lab.model import Lab, State
 from lab.report import console, duration, step, table
+from lab.traffic import PRODUCTS
 
 HOST = "one"
 FLEET_STAGE = 4
@@ -97,6 +98,8 @@ def fleet(client: docker.DockerClient, own: Lab, debian: str, logs: Path, measur
     state.stage = FLEET_STAGE
     own.save(state)
     measured += no_change_of_fleet(own, whole, logs)
+    # An empty shop has a front page that no visitor would see.
+    rehearsal.manage(own, "seed_shop", "--products", str(PRODUCTS))
     edge = next(host for host, groups in inventory.read_hosts(whole).items() if "edge" in groups)
     web = [own.load().addresses[host] for host, groups in inventory.read_hosts(whole).items() if "web" in groups]
     containers = hosts.find_hosts(client, own.name)
