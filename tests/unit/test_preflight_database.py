@@ -168,7 +168,6 @@ def test_versions_that_do_not_go_together_or_that_no_pooler_reaches_are_refused(
     ("name", "value", "least"),
     [
         ("pgbackrest_retention_full", 0, 1),
-        ("pgbackrest_retention_full", "0", 1),
         ("pgbackrest_retention_differential", 0, 1),
         ("restic_keep_daily", 0, 1),
         ("restic_keep_weekly", -1, 0),

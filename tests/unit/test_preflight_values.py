@@ -288,6 +288,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     # Ansible would take these, and a role would have text where it counts, or asks whether it is true.
     ({"postgres_max_connections": "100"},
      "postgres_max_connections must be a whole number; found '100' @. Write it without quotes: 100."),
+    ({"pgbackrest_retention_full": "0"}, "pgbackrest_retention_full must be a whole number; found '0' @."),
     ({"base_upgrades": "yes"}, "base_upgrades must be true or false; found 'yes' @. Write it without quotes: yes."),
     ({"base_packages": "curl,less"},
      "base_packages must be a list; found 'curl,less' @. Write it in brackets: [curl,less]."),
