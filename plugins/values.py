@@ -104,7 +104,7 @@ def entry_place(place: str, number: int, entry: Any) -> str:
 
 
 def problems(place: str, spec: Mapping[str, Any], value: Any, strict: bool = True) -> Iterator[str]:
-    """Every sentence for one value; `strict` is false for a role's own variables, which Ansible converts."""
+    """Every sentence for one value; `strict` is false for a role's own variables, where a number is text as well."""
     kind, secret = spec.get("type", "str"), bool(spec.get("secret") or spec.get("no_log"))
     if not (fits if strict else converts)(kind, value):
         advice = "Correct it in group_vars/site.yml." if secret else hint(kind, value)
