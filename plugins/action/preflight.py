@@ -72,6 +72,7 @@ LEAST = {
     "pgbackrest_retention_full": 1, "pgbackrest_retention_differential": 1,
     "restic_keep_daily": 1, "restic_keep_weekly": 0, "restic_keep_monthly": 0,
 }  # fmt: skip
+FOR_WEB = ("edge", "worker")  # what they do is for the hosts of web
 MEMORY_TOLERANCE = 1.001  # sums of decimal shares are not exact
 
 
@@ -197,6 +198,11 @@ def group_problems(groups: Mapping[str, list[str]], needed: Mapping[str, str], k
         f"The group {group} has no host, and this stage needs one: {reason}. Add a host to {group} in the inventory."
         for group, reason in needed.items()
         if not groups.get(group)
+    ]
+    problems += [
+        f"The group {group} has {listed(groups[group])}, and the group web has no host, which it is for. Add a host to web in the inventory."
+        for group in FOR_WEB
+        if groups.get(group) and not groups.get("web") and "web" not in needed
     ]
     site = set(groups.get("site") or [])
     for group in kit_groups:
@@ -375,7 +381,7 @@ def line_break_problems(passwords: Mapping[str, Mapping[str, str]]) -> list[str]
         if broken:
             problems.append(
                 f"{name} has a line break in it on {listed(broken)}, which no configuration file can hold. Write it on one "
-                "line (in YAML: quoted, or |- in place of |)."
+                "line (in YAML: no \\n in quotes, |- in place of |)."
             )
     return problems
 
@@ -851,7 +857,11 @@ class ActionModule(ActionBase):
             claims = self._value(hostvars, host, "memory_claims")[0] if shares else {}
             for problem in values.share_problems(shares, claims or {}):
                 problems[problem].append(host)
-        return [problem.replace("on @", f"on {listed(found)}", 1) for problem, found in problems.items()]
+            theirs, error = self._value(hostvars, host, "memory_shares")
+            sums = f"The memory shares of @ cannot be read: {error}" if error else memory_problem("@", theirs)
+            if sums:
+                problems[sums].append(host)
+        return [re.sub(r"\b(on|of) @", rf"\1 {listed(found)}", problem, count=1) for problem, found in problems.items()]
 
     def _tls_settings(self, hostvars: Mapping[str, Any], host: str) -> list[str]:
         choice = self._value(hostvars, host, "site_tls")[0]
@@ -952,13 +962,6 @@ class ActionModule(ActionBase):
                 answers[host] = dict(answer.get("answer") or {"failed": "it was not asked"})
         tolerance = float(self._value(hostvars, hosts[0], "site_clock_tolerance")[0] or 30)
         problems += host_problems(answers, tolerance)
-        for host, answer in answers.items():
-            if "distribution" not in answer:
-                continue
-            shares, error = self._value(hostvars, host, "memory_shares")
-            problem = f"The memory shares of {host} cannot be read: {error}" if error else memory_problem(host, shares)
-            if problem:
-                problems.append(problem)
         problems += self._versions(hostvars, task_vars["groups"])
         refuse(problems)
         return {"changed": False}

@@ -171,10 +171,47 @@ def test_a_missing_setting_is_one_problem_though_others_are_built_from_it(make_i
 
 
 def test_shares_over_the_memory_are_refused_before_anything_changes(make_inventory: Callable[..., Path]) -> None:
-    settings = {**SITE, "site_memory_shares": {"postgres": 0.8, "gunicorn": 0.5, "nginx": 0.1}}
+    settings = {**SITE, "site_memory_shares": {"postgres": 0.8, "gunicorn": 0.5}}
     inventory = make_inventory({"web": ["one"], "database": ["one"]}, settings, hosts={"one": HERE})
     [problem] = refusals(inventory)
-    assert problem.startswith("The memory shares of one add up to 1.4")
+    assert problem.startswith("The memory shares of one add up to 1.3")
+
+
+ELSEWHERE = {"celery": 0.3, "haproxy": 0.9, "redis_cache": 0.6, "redis_broker": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("shares", "found"),
+    [
+        ({"postgres": 0.8, "gunicorn": 0.7}, []),
+        ({"postgres": 1, "gunicorn": 0.7}, []),
+        ({"postgres": 0.8}, ["gunicorn"]),
+    ],
+)
+def test_shares_of_services_that_run_elsewhere_do_not_count(
+    make_inventory: Callable[..., Path], shares: dict[str, float], found: list[str]
+) -> None:
+    settings = {**SITE, "site_memory_shares": {**ELSEWHERE, **shares}}
+    said = inventory_problems(make_inventory(TWO, settings, hosts=hosts()))
+    assert said == [f"site_memory_shares has no share for {name}, which runs on web1. Add one." for name in found]
+
+
+def test_shares_over_the_memory_are_one_sentence_for_all_hosts(make_inventory: Callable[..., Path]) -> None:
+    settings = {**SITE, "site_memory_shares": {"postgres": 0.8, "gunicorn": 0.7}}
+    both = {"web": ["web1", "db1"], "database": ["web1", "db1"]}
+    [problem] = [one for one in inventory_problems(make_inventory(both, settings, hosts=hosts())) if "memory" in one]
+    assert problem.startswith("The memory shares of db1, web1 add up to 1.5 of what it has")
+
+
+@pytest.mark.parametrize("group", ["edge", "worker"])
+def test_hosts_that_are_for_web_hosts_need_one_whatever_is_run(make_inventory: Callable[..., Path], group: str) -> None:
+    [problem] = inventory_problems(
+        make_inventory({"database": ["db1"], group: ["web1"]}, hosts=hosts()), args={"groups": {}}
+    )
+    assert (
+        problem
+        == f"The group {group} has web1, and the group web has no host, which it is for. Add a host to web in the inventory."
+    )
 
 
 def test_fitting_host_is_accepted_and_its_facts_are_kept(make_inventory: Callable[..., Path], tmp_path: Path) -> None:
