@@ -200,7 +200,8 @@ def group_problems(groups: Mapping[str, list[str]], needed: Mapping[str, str], k
         if not groups.get(group)
     ]
     problems += [
-        f"The group {group} has {listed(groups[group])}, and the group web has no host, which it is for. Add a host to web in the inventory."
+        f"The group {group} has {listed(groups[group])}, and the group web, which it is for, has no host. "
+        "Add a host to web in the inventory."
         for group in FOR_WEB
         if groups.get(group) and not groups.get("web") and "web" not in needed
     ]

@@ -299,7 +299,7 @@ def test_everything_returns_after_a_reboot(lab):
         ({"postgres_max_connection": 10}, "postgres_max_connections"),
         ({"site_hostnames": []}, "site_hostnames is empty"),
         ({"site_tls": "selfsigned"}, "site_tls must be one of"),
-        ({"site_memory_shares": {"postgres": 0.8, "gunicorn": 0.5}}, "add up to 1.3"),
+        ({"site_memory_shares": {"postgres": 0.8}}, "no share for gunicorn, which runs on web1"),
         ({"site_tls": "letsencrypt"}, "needs site_contact_email"),
     ],
 )

@@ -210,7 +210,7 @@ def test_hosts_that_are_for_web_hosts_need_one_whatever_is_run(make_inventory: C
     )
     assert (
         problem
-        == f"The group {group} has web1, and the group web has no host, which it is for. Add a host to web in the inventory."
+        == f"The group {group} has web1, and the group web, which it is for, has no host. Add a host to web in the inventory."
     )
 
 
