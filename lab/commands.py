@@ -110,7 +110,7 @@ def provision(lab: Lab, stage: int) -> None:
             raise MachineError(f"{ansible.failure(output)}\n\nThe whole log: {log}")
     changed = {host: counts["changed"] for host, counts in ansible.recap(output).items() if counts["changed"]}
     listed = ", ".join(f"{host} {count}" for host, count in changed.items())
-    say(f"Changed: {listed}." if listed else "Nothing had to be changed.")
+    say(f"{f'Changed: {listed}.' if listed else 'Nothing had to be changed.'} What Ansible said: {log}")
 
 
 def site_settings(lab: Lab) -> dict:
