@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +18,18 @@ PLAY = """
   gather_facts: false
   roles: [certificates]
 """
-# Stops where the first process would be forked, and says whether what a filter of the role imports is loaded by then.
+# Stops where the first process would be forked. Says whether what a filter of the role imports is loaded by then, and whether a
+# process that is forked there leaves to itself what it is born with, and the first one nothing.
 PROBE = """
-import sys
+import gc, os, sys
 from ansible.executor.process import worker
 def start(self):
-    print("LOADED", "cryptography.x509" in sys.modules)
-    sys.stdout.flush()
-    import os
+    print("LOADED", "cryptography.x509" in sys.modules, flush=True)
+    if os.fork() == 0:
+        print("FROZEN IN A TASK", gc.get_freeze_count() > 10_000, flush=True)
+        os._exit(0)
+    os.wait()
+    print("FROZEN", gc.get_freeze_count() > 0, flush=True)
     os._exit(0)
 worker.WorkerProcess.start = start
 from ansible.cli.playbook import main
@@ -32,7 +37,7 @@ main()
 """
 
 
-def loaded(tmp_path: Path, **environment: str) -> str:
+def said(tmp_path: Path, **environment: str) -> dict[str, bool]:
     play = tmp_path / "play.yml"
     play.write_text(PLAY)
     done = subprocess.run(
@@ -40,12 +45,17 @@ def loaded(tmp_path: Path, **environment: str) -> str:
         cwd=ROOT, capture_output=True, text=True, timeout=60,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "LC_ALL": "C.UTF-8", **environment},
     )  # fmt: skip
-    return next(line for line in done.stdout.splitlines() if line.startswith("LOADED"))
+    return {
+        found[1]: found[2] == "True" for found in re.finditer(r"^([A-Z ]+) (True|False)$", done.stdout, re.MULTILINE)
+    }
 
 
-def test_libraries_of_roles_filters_are_loaded_before_the_first_task_is_forked(tmp_path: Path) -> None:
-    assert loaded(tmp_path) == "LOADED True"
-    assert loaded(tmp_path, ANSIBLE_CALLBACK_PLUGINS=str(tmp_path)) == "LOADED False"
+def test_what_tasks_need_is_loaded_before_the_first_is_forked_and_no_task_searches_it_for_garbage(
+    tmp_path: Path,
+) -> None:
+    assert said(tmp_path) == {"LOADED": True, "FROZEN IN A TASK": True, "FROZEN": False}
+    without = {"ANSIBLE_CALLBACK_PLUGINS": str(tmp_path)}
+    assert said(tmp_path, **without) == {"LOADED": False, "FROZEN IN A TASK": False, "FROZEN": False}
 
 
 def test_template_is_compiled_once_and_again_where_its_text_is_meant_otherwise() -> None:
