@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,13 @@ sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "tools")]
 from kit import SITE, load_plugin  # noqa: E402
 
 # The tests template as often as a run does.
-load_plugin("plugins/callback/preload.py").remember_compiled()
+load_plugin("plugins/callback/preload.py").remember()
+
+
+def pytest_collection_finish() -> None:
+    """Python looks for garbage again and again in all that there is: not in what is loaded by now, and more rarely in the rest."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture

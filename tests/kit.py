@@ -24,6 +24,8 @@ SITE = {
     "site_administrators": [{"name": "ada", "keys": [KEY]}],
 }
 HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+# What the kit's own files of variables hold, by path, from the first inventory on that has read them: it is the same for all.
+WIRING: dict[str, Any] = {}
 
 
 def load_plugin(path: str) -> ModuleType:
@@ -90,6 +92,7 @@ class Environment:
         load_collections()
         self._loader = DataLoader()
         self._loader.set_basedir(str(ROOT / beside))
+        self._loader._FILE_CACHE.update(WIRING)
         self._inventory = InventoryManager(loader=self._loader, sources=[str(inventory)])
         self._variables = VariableManager(loader=self._loader, inventory=self._inventory)
         self.hostvars = HostVars(self._inventory, self._variables, self._loader)
@@ -116,7 +119,10 @@ class Environment:
     @functools.cached_property
     def _known(self) -> dict[str, dict[str, Any]]:
         """The variables by host: Ansible gathers them anew each time that it is asked."""
-        return {host.name: self._variables.get_vars(host=host) for host in self._inventory.get_hosts()}
+        known = {host.name: self._variables.get_vars(host=host) for host in self._inventory.get_hosts()}
+        read = self._loader._FILE_CACHE.items()
+        WIRING.update({path: held for path, held in read if Path(path).resolve().is_relative_to(ROOT / "group_vars")})
+        return known
 
     def value(self, host: str, name: str, **more: Any) -> Any:
         """A variable as a task on this host sees it."""

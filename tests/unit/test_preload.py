@@ -87,3 +87,56 @@ def test_backslashes_of_expressions_and_of_files_stay_apart() -> None:
     templar = Templar(loader=DataLoader(), variables={})
     for _ in range(2):
         assert [len(templar.template(text, escape_backslashes=escape)) for escape in (True, False)] == [3, 2]
+
+
+# More than `preload.MANY`, so that what is tested below is what a run's variables get.
+OTHERS = {f"other_{number}": number for number in range(200)}
+
+
+def test_a_variable_that_has_changed_is_seen_by_the_next_template() -> None:
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.template import Templar, trust_as_template
+
+    variables: dict[str, Any] = {**OTHERS, "item": 1, "twice": trust_as_template("{{ item * 2 }}")}
+    templar = Templar(loader=DataLoader(), variables=variables)
+    ask = trust_as_template("{{ twice }} {{ extra | default('none') }}")
+    seen = [templar.template(ask)]
+    variables["item"] = 2
+    seen.append(templar.template(ask))
+    variables["extra"] = "more"
+    seen.append(templar.template(ask))
+    del variables["extra"]
+    variables["twice"] = trust_as_template("{{ item * 3 }}")
+    seen.append(templar.template(ask))
+    assert seen == ["2 none", "4 none", "4 more", "6 none"]
+
+
+def test_a_variable_is_templated_anew_for_each_template() -> None:
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.template import Templar, trust_as_template
+
+    variables = {**OTHERS, "drawn": trust_as_template("{{ 1000000000000 | random }}")}
+    templar = Templar(loader=DataLoader(), variables=variables)
+    assert len({templar.template(trust_as_template("{{ drawn }}")) for _ in range(3)}) == 3
+
+
+def test_variables_are_wrapped_once_as_long_as_they_are_the_same() -> None:
+    from ansible._internal._templating._lazy_containers import _AnsibleLazyTemplateDict
+    from ansible._internal._templating._utils import LazyOptions, TemplateContext
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.template import Templar
+
+    variables: dict[str, Any] = dict(OTHERS)
+    templar = Templar(loader=DataLoader(), variables=variables)._engine
+
+    def wrapped(values: dict[str, Any]) -> Any:
+        with TemplateContext(template_value="", templar=templar, options=None):
+            return _AnsibleLazyTemplateDict._lazy_values(values, LazyOptions.DEFAULT)
+
+    first = wrapped(variables)
+    assert first.templar is templar
+    assert wrapped(variables).source is first.source
+    variables["other_7"] = 7.0
+    assert wrapped(variables).source is not first.source
+    few = {"one": 1}
+    assert wrapped(few).source is not wrapped(few).source
