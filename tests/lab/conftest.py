@@ -13,6 +13,7 @@ import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,11 @@ SITE = "shop.example.com"
 
 @dataclass
 class Answer:
-    """What the site answered: status, body as text, headers."""
+    """What the site answered: status, body as text, headers (which an edge writes small)."""
 
     status: int
     text: str
-    headers: dict[str, str]
+    headers: Message
 
     def json(self):
         return json.loads(self.text)
@@ -149,9 +150,9 @@ def ask(address: str, ca: Path, path: str, *, data=None, headers=None, name: str
         request.add_header("Content-Type", "application/json")
     try:
         with opener.open(request, timeout=seconds) as response:
-            return Answer(response.status, response.read().decode("utf-8", "replace"), dict(response.headers))
+            return Answer(response.status, response.read().decode("utf-8", "replace"), response.headers)
     except urllib.error.HTTPError as error:
-        return Answer(error.code, error.read().decode("utf-8", "replace"), dict(error.headers))
+        return Answer(error.code, error.read().decode("utf-8", "replace"), error.headers)
 
 
 class Visitors:
