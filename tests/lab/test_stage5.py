@@ -191,7 +191,6 @@ def test_failover_of_a_primary_that_runs_is_refused(grown):
     assert lab.changes(done) == {}
 
 
-@pytest.mark.long
 def test_long_transaction_calls_a_switchover_off(grown):
     lab, _ = grown
     hold = (
