@@ -31,7 +31,7 @@ type: aggregate
 short_description: loads before the fork what every task needs
 description:
   - Loads filters, tests, lookups and the plugins of the connection when a play starts, when the plugins of its roles are known.
-  - Has Jinja compile a template once in a process.
+  - Has Jinja compile a template, and Ansible wrap a host's variables and list a folder of plugins, once in a process.
   - Keeps the garbage collector of a task's process to what that process has made.
 """
 

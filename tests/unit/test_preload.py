@@ -140,3 +140,15 @@ def test_variables_are_wrapped_once_as_long_as_they_are_the_same() -> None:
     assert wrapped(variables).source is not first.source
     few = {"one": 1}
     assert wrapped(few).source is not wrapped(few).source
+
+
+def test_a_folder_of_plugins_is_listed_once(tmp_path: Path) -> None:
+    from ansible.utils.collection_loader import _collection_finder
+
+    (tmp_path / "one.py").touch()
+    plain = _collection_finder._iter_modules_impl.__wrapped__
+    first = list(_collection_finder._iter_modules_impl([str(tmp_path)], "plugins."))
+    assert [name for name, *_ in first] == ["plugins.one"]
+    (tmp_path / "two.py").touch()
+    assert list(_collection_finder._iter_modules_impl([str(tmp_path)], "plugins.")) == first
+    assert [name for name, *_ in plain([str(tmp_path)], "plugins.")] == ["plugins.one", "plugins.two"]
