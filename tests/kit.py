@@ -120,8 +120,9 @@ class Environment:
     def _known(self) -> dict[str, dict[str, Any]]:
         """The variables by host: Ansible gathers them anew each time that it is asked."""
         known = {host.name: self._variables.get_vars(host=host) for host in self._inventory.get_hosts()}
-        read = self._loader._FILE_CACHE.items()
-        WIRING.update({path: held for path, held in read if Path(path).resolve().is_relative_to(ROOT / "group_vars")})
+        for path, held in self._loader._FILE_CACHE.items():
+            if path not in WIRING and Path(path).resolve().is_relative_to(ROOT / "group_vars"):
+                WIRING[path] = held
         return known
 
     def value(self, host: str, name: str, **more: Any) -> Any:

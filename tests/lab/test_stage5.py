@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 import uuid
 
 import pytest
@@ -191,6 +192,7 @@ def test_failover_of_a_primary_that_runs_is_refused(grown):
     assert lab.changes(done) == {}
 
 
+@pytest.mark.long
 def test_long_transaction_calls_a_switchover_off(grown):
     lab, _ = grown
     hold = (
@@ -202,11 +204,14 @@ def test_long_transaction_calls_a_switchover_off(grown):
     start = (
         f"echo {packed} | base64 -d > /tmp/hold.py; nohup shop-manage shell < /tmp/hold.py > /dev/null 2>&1 & sleep 4"
     )
+    ended = time.monotonic() + 70
     lab.ssh("web1", f'sudo sh -c "{start}"')
     done = lab.play("switchover.yml", "-e", "to=db2", check=False)
     assert done.returncode != 0 and "Everybody goes on, and db1 is the primary as before." in printed(lab, done)
     assert psql(lab, "db1", "select pg_is_in_recovery()") == "f"
     assert lab.get("/products/item-000001/").status == 200
+    # The next test must not find it still there.
+    time.sleep(max(0, ended - time.monotonic()))
 
 
 @pytest.mark.usefixtures("alone")
