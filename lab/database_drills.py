@@ -8,7 +8,8 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,22 @@ SSH_SECONDS = 120
 AFTER_SECONDS = 10  # of orders after the moment that is restored, which must not be there
 UNDER_WAY_SECONDS = 10  # at most from an order's own time to its commit
 CLOCK_SECONDS = 1  # at most between the clocks of two hosts
+READ_SECONDS = 90  # within which a switchover has promoted a replica
+# One transaction that reads from a replica, by the way that the site takes, until that has been the primary for a while.
+LONG_READ = f"""
+import time
+from django.db import connections, transaction
+end = time.monotonic() + {READ_SECONDS}
+with transaction.atomic("replica"), connections["replica"].cursor() as cursor:
+    def replica():
+        cursor.execute("select pg_is_in_recovery()")
+        return cursor.fetchone()[0]
+    print("begun" if replica() else "not on a replica", flush=True)
+    while replica() and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(4)
+    print("still on a replica" if replica() else "ended on the primary", flush=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -161,12 +178,42 @@ def writes_paused(made: Traffic, most: float) -> None:
         raise MachineError(f"For {seconds:.1f} s no write went well, more than {most:g}.")
 
 
+@contextmanager
+def long_read(lab: Lab) -> Iterator[None]:
+    """A transaction of the site reads from the replica beside; raises MachineError unless it goes on into its time as primary."""
+    name = commands.site_settings(lab)["site_name"]
+    words = [*lab.ssh_command(hosts_in(lab, "web")[0]), "--", f"sudo {name}-manage shell"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as reads:
+        assert reads.stdin and reads.stdout
+        try:
+            reads.stdin.write(LONG_READ)
+            reads.stdin.close()
+            begun = reads.stdout.readline().strip()
+            if begun != "begun":
+                raise MachineError(f"No read began on the replica: {begun} {tail(reads.stdout.read(), 5)}")
+            yield
+            said = reads.stdout.read().strip()
+        finally:
+            reads.kill()
+    read_went_on(said)
+
+
+def read_went_on(said: str) -> None:
+    """Judge what the long read said at its end."""
+    if said != "ended on the primary":
+        raise MachineError(f"A read that was under way on the replica was not kept: {tail(said, 5)}")
+    console.print("A read that was under way on the replica went on into its time as the primary.")
+
+
 def switchover(lab: Lab, made: Traffic) -> None:
     """There and back; in between a stage run with the old inventory refuses and says which line to change."""
     who = members(lab)
     stage, since = lab.load().stage, made.now
     made.mark(f"switchover to {who.replica}")
-    play(lab, "switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
+    with long_read(lab):
+        play(lab, "switchover", "playbooks/switchover.yml", "-e", f"to={who.replica}")
     made.mark("a stage run")
     line = f"Set site_database_primary: {who.replica} in group_vars/site.yml."
     play(lab, "refused", f"playbooks/stage{stage}.yml", fails=line)

@@ -41,7 +41,7 @@ PATRONIS = {
     "max_prepared_transactions", "max_locks_per_transaction", "track_commit_timestamp", "max_replication_slots",
     "max_worker_processes", "wal_log_hints", "primary_conninfo", "primary_slot_name", "synchronous_standby_names",
 }  # fmt: skip
-NOTICED_SECONDS = 2  # until HAProxy has seen that a replica is behind
+NOTICED_SECONDS = 4  # until HAProxy has seen that a replica is behind, and PgBouncer's reads have moved
 KIT_GROUPS = {"web", "database", "backup", *GROUP_STAGES}
 DISTRIBUTIONS = {"Debian": ("12", "13")}
 # `hardware` holds the memory and the processors, `platform` the names, `network` the addresses.

@@ -4,6 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from test_templates import samples
+
+from rendered import Role
 
 ROLE = Path(__file__).resolve().parents[2] / "roles/haproxy"
 
@@ -76,6 +79,25 @@ def test_a_way_to_postgresql_that_cannot_work_is_said_in_a_sentence(changes, wor
 def test_an_instance_is_one_thing():
     assert "Empty one of them." in problems(settings(postgres=POSTGRES, sections="listen x"))[0]
     assert "Leave haproxy_tls alone." in problems(settings(postgres=POSTGRES, tls="letsencrypt"))[0]
+
+
+def test_a_server_that_answers_and_is_no_replica_keeps_its_sessions_and_gets_no_new_ones():
+    """NOLB, which the checks' L7OKC gives; one that is no longer the primary is down, and its sessions end."""
+    [text] = [
+        file.text
+        for sample in samples("haproxy")
+        if sample.get("haproxy_postgres", {}).get("replica_port")
+        for file in Role(ROLE, sample).files()
+        if "listen replicas" in file.text
+    ]
+    primary, replicas = text.split("\nlisten replicas\n")
+    expected = "tcp-check expect string stepladder:"
+    assert [line.strip() for line in primary.splitlines() if expected in line] == [f"{expected}primary"]
+    rules = [line.strip() for line in replicas.splitlines() if expected in line]
+    assert rules == [expected, f"{expected}replica error-status L7OKC"]
+    assert all(
+        "on-marked-down shutdown-sessions" in line for line in text.splitlines() if line.strip().startswith("server db")
+    )
 
 
 def test_the_question_to_postgresql_has_its_own_length_in_it():

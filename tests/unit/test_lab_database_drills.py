@@ -208,3 +208,12 @@ def test_a_replica_is_removed_and_added_by_the_commands_of_the_pages(monkeypatch
         r'psql -c "(select pg_drop\S+ *\S*)"', (ROOT / "docs/operations/remove-replica.md").read_text()
     )
     assert f"db1: {dropped}" in asked
+
+
+@pytest.mark.parametrize(
+    "said", ["", "still on a replica", "OperationalError: server closed the connection unexpectedly"]
+)
+def test_a_read_that_was_cut_or_saw_no_promotion_fails_the_drill(said: str) -> None:
+    drills.read_went_on("ended on the primary")
+    with pytest.raises(MachineError, match="was not kept"):
+        drills.read_went_on(said)

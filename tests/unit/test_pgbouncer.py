@@ -160,6 +160,14 @@ def test_a_port_is_taken_by_another_account_only() -> None:
     assert instance.listeners(table, 6433) == set()
 
 
+@pytest.mark.parametrize(("text", "migrates"), [("1\n", True), ("0\n", False)])
+def test_the_kernel_is_asked_what_it_does_with_those_who_wait(tmp_path: Path, text: str, migrates: bool) -> None:
+    setting = tmp_path / "tcp_migrate_req"
+    setting.write_text(text)
+    assert instance.kernel(str(setting)) == {"migrates": migrates, "own_kernel": True}
+    assert instance.kernel(str(tmp_path / "older")) == {"migrates": False, "own_kernel": False}
+
+
 @pytest.mark.parametrize(
     ("one", "may", "expected"),
     [
@@ -190,6 +198,30 @@ def control(tmp_path: Path) -> ModuleType:
     module.say_to_all = lambda command, databases: module.said.append((command, databases))
     module.held_by_somebody = lambda: False
     return module
+
+
+def test_a_socket_loses_its_name_before_a_process_takes_no_more_and_gets_it_back_where_it_goes_on(
+    control: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = tmp_path / "2" / f".s.PGSQL.{control.PORT}"
+    door.parent.mkdir()
+    door.touch()
+    monkeypatch.setattr(control, "RUN", str(tmp_path))
+    monkeypatch.setattr(control.time, "sleep", lambda _: None)
+    seen = []
+
+    class Console:
+        @staticmethod
+        def ask(command: str) -> None:
+            seen.append((command, door.exists()))
+            if len(seen) == 1:
+                raise control.Refused("unknown command")
+
+    with pytest.raises(control.Refused):
+        control.close_door(2, Console)
+    assert door.exists()
+    control.close_door(2, Console)
+    assert seen == [("SHUTDOWN WAIT_FOR_CLIENTS", False)] * 2 and not door.exists()
 
 
 def test_clients_are_held_while_there_is_not_exactly_one_primary(control: ModuleType) -> None:
@@ -231,24 +263,41 @@ def test_a_pause_that_was_forgotten_ends_beside_a_primary_and_nowhere_else(contr
     assert control.said == []
 
 
-def test_reads_spread_anew_when_a_replica_comes_back(control: ModuleType) -> None:
-    watch = control.Watch()
-    watch.reads({"db2"})
-    assert control.said == []  # it has just begun
-    watch.written = "{}"
-    watch.reads(set())
-    assert control.said == []
-    watch.reads({"db2"})
-    assert control.said == [("RECONNECT", ["reads"])]
+def test_reads_move_with_the_replicas_and_stay_while_nothing_else_is_sure(control: ModuleType) -> None:
+    watch, clock = control.Watch(), iter(range(0, 1000))
+
+    def moves(primary: dict[str, bool], *replicas: str, seconds: int = 1) -> bool:
+        control.said.clear()
+        for _ in range(seconds):
+            watch.reads(set(replicas), primary, float(next(clock)))
+        return ("RECONNECT", ["reads"]) in control.said
+
+    db1, db2 = {"db1": True}, {"db2": True}
+    assert moves(db1, "db2")  # where it led before is not known
+    assert not moves(db1, "db2", seconds=9)
+    assert not moves(db1, seconds=2)
+    assert moves(db1)  # it is behind
+    assert moves(db1, "db2")
+    assert not moves(db1, seconds=2)  # the primary stops, and with it the replica's stream
+    assert not moves({"db1": False}, seconds=9)
+    assert not moves({}, seconds=9)
+    assert not moves({**db1, **db2}, seconds=9)
+    assert not moves(db2, seconds=9)  # who is read from has been promoted
+    assert moves(db2, "db1")
+    assert not moves({}, seconds=9)
+    assert moves(db2, seconds=4)
+    assert moves(db2, "db1")
+    assert not moves(db2)  # it was away for a moment, and what was opened meanwhile leads to the primary
+    assert moves(db2, "db1")
 
 
 def test_what_haproxy_says_is_read(control: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         "# pxname,svname,status", "primary,FRONTEND,OPEN", "primary,db1,UP", "primary,db2,DOWN", "primary,BACKEND,UP",
-        "replicas,db1,DRAIN", "replicas,db2,UP 1/3", "replicas,primary,no check",
+        "replicas,db1,DRAIN", "replicas,db2,UP 1/3", "replicas,db3,NOLB", "replicas,primary,no check",
     ]  # fmt: skip
     monkeypatch.setattr(control.urllib.request, "urlopen", lambda *_, **__: io.BytesIO("\n".join(lines).encode()))
-    assert control.servers_up() == {"primary": {"db1"}, "replicas": {"db2"}}
+    assert control.servers_up() == {"primary": {"db1": True}, "replicas": {"db2": False}}
 
     def gone(*_: object, **__: object) -> None:
         raise OSError
@@ -260,7 +309,7 @@ def test_what_haproxy_says_is_read(control: ModuleType, monkeypatch: pytest.Monk
 def test_clients_go_on_when_haproxy_knows_the_primary_and_no_other_and_else_stay_held(
     control: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = [{}, {"primary": {"db1", "db2"}}, {"primary": {"db2"}}, {"primary": {"db1"}}]
+    seen = [{}, {"primary": {"db1": True, "db2": True}}, {"primary": {"db2": True}}, {"primary": {"db1": True}}]
     let_go: list[tuple[str, int]] = []
     monkeypatch.setattr(control, "servers_up", lambda: seen.pop(0) if len(seen) > 1 else seen[0])
     monkeypatch.setattr(control, "resume", lambda database: let_go.append((database, len(seen))))
@@ -268,7 +317,7 @@ def test_clients_go_on_when_haproxy_knows_the_primary_and_no_other_and_else_stay
     monkeypatch.setattr(control.sys, "argv", ["control", "resume", "--primary", "db1", "shop"])
     control.main()
     assert let_go == [("shop", 1)]  # not before all the others had been seen
-    seen[:] = [{"primary": {"db2"}}]
+    seen[:] = [{"primary": {"db2": True}}]
     monkeypatch.setattr(control.sys, "argv", ["control", "resume", "--primary", "db1", "--seconds", "0.05", "shop"])
     with pytest.raises(SystemExit, match="HAProxy calls db2 the primary, not db1"):
         control.main()

@@ -121,8 +121,8 @@ def test_the_numbers_of_many_poolers_are_cut_for_reading() -> None:
         ({"stage": 4}, "The group database has db1, db2, and stage 4 knows one primary without replicas."),
         (
             {"site_read_own_writes_seconds": 6},
-            "site_read_own_writes_seconds is 6, and a replica may be 5 s behind (site_replica_lag_seconds) and stays in use for 2 s more: "
-            "people would miss what they have just written. Set it to 7 or more.",
+            "site_read_own_writes_seconds is 6, and a replica may be 5 s behind (site_replica_lag_seconds) and stays in use for 4 s more: "
+            "people would miss what they have just written. Set it to 9 or more.",
         ),
         ({"site_replica_lag_seconds": 9}, "site_read_own_writes_seconds is 10, and a replica may be 9 s behind"),
     ],
@@ -136,7 +136,7 @@ def test_replicas_that_could_not_serve_are_refused(
     assert len(said) == 1 or more.get("stage") == 1  # of which the other groups are of a higher stage too
 
 
-@pytest.mark.parametrize("more", [{"site_read_own_writes_seconds": 7}, {"site_database_primary": "db2"}])
+@pytest.mark.parametrize("more", [{"site_read_own_writes_seconds": 9}, {"site_database_primary": "db2"}])
 def test_replicas_that_can_serve_are_accepted(make_inventory: Callable[..., Path], more: dict[str, Any]) -> None:
     assert said_of(make_inventory, REPLICA, **more) == []
 
