@@ -24,6 +24,8 @@ START_SECONDS = 90
 CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_NICE", "SYS_PTRACE", "DAC_READ_SEARCH"]
 SECURITY = ["seccomp=unconfined", "apparmor=unconfined"]
 TMPFS = {"/run": "exec", "/run/lock": "", "/tmp": "exec"}
+# What a machine's own kernel would have from the roles (role pgbouncer); a container may not set it.
+KERNEL_SETTINGS = {"net.ipv4.tcp_migrate_req": "1"}
 
 
 def taken_subnets(client: docker.DockerClient) -> list[ipaddress.IPv4Network]:
@@ -115,6 +117,7 @@ def create_host(client: docker.DockerClient, lab: Lab, host: str, image: str, ad
             security_opt=SECURITY,
             cgroupns="private",
             tmpfs=TMPFS,
+            sysctls=KERNEL_SETTINGS,
             network_mode=lab.name,
             binds={cache.PYTHON_VOLUME: {"bind": cache.PYTHON_FOLDER, "mode": "rw"}},
         ),

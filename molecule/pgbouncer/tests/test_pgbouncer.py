@@ -74,6 +74,37 @@ threads = [threading.Thread(target=one, args=[number]) for number in range(clien
 [thread.join() for thread in threads]
 print(json.dumps({"good": sum(good), "failed": failed, "slowest": max(slowest)}))
 """
+# Knocks at all doors by turns, as fast as it can: whoever was let in to the queue must be spoken to. A door that is shut is no failure.
+KNOCK = """
+import collections, random, socket, struct, sys, threading, time
+end, doors, counted = time.monotonic() + float(sys.argv[1]), sys.argv[2:], collections.Counter()
+def one():
+    while time.monotonic() < end:
+        for door in random.sample(doors, len(doors)):
+            kind = door.startswith("/")
+            caller = socket.socket(socket.AF_UNIX if kind else socket.AF_INET)
+            caller.settimeout(5)
+            # No port is left waiting behind, or there would soon be none.
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            try:
+                caller.connect(door + "/.s.PGSQL.6432" if kind else (door, 6432))
+            except OSError:
+                counted["shut"] += 1
+                continue
+            try:
+                caller.sendall(struct.pack("!ii", 8, 80877103))
+                counted["spoken to" if caller.recv(1) in (b"S", b"N") else "cut"] += 1
+            except OSError:
+                counted["cut"] += 1
+            caller.close()
+            break
+        else:
+            counted["nowhere"] += 1
+threads = [threading.Thread(target=one) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(*(counted[word] for word in ("spoken to", "shut", "cut", "nowhere")))
+"""
 SOCKET = {"host": "/run/pgbouncer-shop/1", "sslmode": None, "sslrootcert": None}
 SECOND = {"host": "/run/pgbouncer-second/1", "port": 6433, "sslmode": None, "sslrootcert": None}
 
@@ -456,6 +487,22 @@ def test_a_restart_is_process_by_process_and_cuts_no_transaction(host: Any, rest
     assert int(sql(host, "select count(*) from load")) - count == result["good"] > 100
     if NEW:
         assert result["failed"] == [], result
+
+
+@pytest.mark.skipif(not NEW, reason="PgBouncer 1.18 has one process and refuses clients until it is back")
+@pytest.mark.parametrize(
+    "doors", [["/run/pgbouncer-shop/1", "/run/pgbouncer-shop/2"], ["pool.test"]], ids=["sockets", "port"]
+)
+def test_who_comes_at_the_moment_a_process_ends_is_not_cut_off(host: Any, beside: Any, doors: list[str]) -> None:
+    count = beside(host.run, f"/usr/bin/python3 -c %s 15 {' '.join(doors)}", KNOCK)
+    for _ in range(4):
+        done = control(host, "restart --seconds 2")
+        assert done.rc == 0, done.stderr
+    result = count.result()
+    spoken, shut, cut, nowhere = (int(word) for word in result.stdout.split())
+    print(f"{spoken} spoken to, {shut} doors shut, {cut} cut, {nowhere} nowhere")
+    assert spoken > 1000 and cut == nowhere == 0, (spoken, shut, cut, nowhere)
+    assert not doors[0].startswith("/") or shut, "no door was shut: the test shows nothing"
 
 
 def test_a_restart_waits_for_a_long_transaction_and_does_not_cut_it(host: Any, beside: Any) -> None:

@@ -48,6 +48,7 @@ import subprocess
 from ansible.module_utils.basic import AnsibleModule
 
 DEBIANS = "pgbouncer.service"
+KERNEL_SETTING = "/proc/sys/net/ipv4/tcp_migrate_req"
 LISTEN = "0A"
 
 
@@ -87,6 +88,18 @@ def readable(path, group):
         return False
 
 
+def kernel(path=KERNEL_SETTING):
+    """Whether clients in a closing process's queue go to another process, and whether this host may decide that.
+
+    A container may not: its host sets it. A kernel before 5.14 does not know it.
+    """
+    try:
+        with open(path) as stream:
+            return {"migrates": stream.read().strip() == "1", "own_kernel": not os.statvfs(path).f_flag & os.ST_RDONLY}
+    except OSError:
+        return {"migrates": False, "own_kernel": False}
+
+
 def run(module, command):
     code, output, errors = module.run_command(command)
     if code:
@@ -113,6 +126,7 @@ def look(module):
         "debian_runs": active.returncode == 0,
         "port_taken": taken(module.params["port"], uid),
         "unreadable": [path for path in module.params["files"] if not readable(path, module.params["tls_group"])],
+        **kernel(),
         **now,
     }
 
