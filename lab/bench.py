@@ -24,7 +24,7 @@ from docker.models.containers import Container
 
 from lab import ansible, commands, hosts, inventory, rehearsal
 from lab.machine import MachineError, tail
-from lab.model import Lab, State
+from lab.model import ROOT, Lab, State
 from lab.report import console, duration, step, table
 from lab.traffic import PRODUCTS
 
@@ -265,7 +265,8 @@ def no_change(lab: Lab, logs: Path) -> list[Measured]:
 def counting(tally: Path) -> dict[str, str]:
     """The environment in which Ansible notes each remote call in a file."""
     return {
-        "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callbacks"),
+        # The kit's own beside it: this takes the place of what ansible.cfg says, and a run without them is another run.
+        "ANSIBLE_CALLBACK_PLUGINS": f"{ROOT / 'plugins/callback'}:{Path(__file__).parent / 'callbacks'}",
         "ANSIBLE_CALLBACKS_ENABLED": "remote_calls",
         "LADDER_REMOTE_CALLS": str(tally),
     }

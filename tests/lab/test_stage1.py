@@ -9,12 +9,13 @@ import ssl
 import subprocess
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 
 import docker
 import pytest
 
-from lab import ansible
+from lab import ansible, bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +75,16 @@ def test_second_run_makes_no_host_and_changes_nothing(lab):
     counts = ansible.recap(said)
     assert {"web1", "db1"} <= set(counts) and not any(count["changed"] for count in counts.values()), said[-4000:]
     assert {host: client.containers.get(f"{lab.name}-{host}").id for host in before} == before
+
+
+def test_a_run_without_changes_makes_few_remote_calls(lab, tmp_path, monkeypatch):
+    tally = tmp_path / "remote-calls"
+    for name, value in bench.counting(tally).items():
+        monkeypatch.setenv(name, value)
+    assert lab.changes(lab.play("stage1.yml")) == {}
+    calls = Counter(tally.read_text().split())
+    assert set(calls) == {lab.hosts["web1"], lab.hosts["db1"]}
+    assert max(calls.values()) <= 30, calls
 
 
 def test_check_mode_on_a_provisioned_site_finds_nothing_to_change(lab):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from kit import ROOT
 from lab import bench
 from lab.machine import MachineError
 
@@ -35,6 +37,14 @@ def test_both_sides_get_the_same_number_of_turns_in_turns() -> None:
 
     assert bench.take_turns(lambda: turn("a", first), lambda: turn("b", second)) == (3.0, 5.0)
     assert order == ["a", "b"] * 4
+
+
+def test_a_run_that_is_counted_loads_what_every_run_loads(tmp_path: Path) -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "ansible.cfg")
+    folders = bench.counting(tmp_path)["ANSIBLE_CALLBACK_PLUGINS"].split(":")
+    assert str(ROOT / config["defaults"]["callback_plugins"]) in folders
+    assert any(Path(folder, "remote_calls.py").is_file() for folder in folders)
 
 
 def test_what_is_measured_of_a_fleet_says_how_many_hosts_were_talked_with_at_a_time(
