@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "play",
         help="ansible-playbook with the lab's inventory and your arguments",
         usage="./ladder play PLAYBOOK [OPTION ...]",
-        epilog="Example: ./ladder play playbooks/deploy.yml -e version=v2",
+        epilog="Example: ./ladder play playbooks/stage1.yml --check --diff",
     )
     one.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="PLAYBOOK [OPTION ...]", help="as ansible-playbook takes them"

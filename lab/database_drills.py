@@ -473,9 +473,8 @@ def now_of(lab: Lab, made: Traffic, primary: str) -> Moment:
 
 def commands_said(said: str) -> tuple[str, str]:
     """How restore.yml says that one looks into what it has restored, and removes it; both as root."""
-    plain = " ".join(said.split())
-    look = re.search(r"look: sudo (runuser [^'\"]+)['\"]", plain)
-    remove = re.search(r"remove: sudo (/etc/pgbackrest/control discard [^'\" ]+)", plain)
+    look = re.search(r"(?m)^ *look: +sudo (runuser .*\S)$", said)
+    remove = re.search(r"(?m)^ *remove: +sudo (/etc/pgbackrest/control discard \S+)$", said)
     if not look or not remove:
         raise MachineError("restore.yml did not say how to look into the copy and how to remove it.")
     return look[1], remove[1]

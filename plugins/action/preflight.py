@@ -65,6 +65,8 @@ TEMPLATE = re.compile(r"\{[{%#]")
 ARTIFACT = re.compile(r"p[0-9a-f]{12}")  # a revision whose archive the controller has: its folder is not needed
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 UNSET = re.compile(r"\w+ uses (\w+), which is not set")
+BATCH = re.compile(r"[1-9][0-9]*%?")
+S3_NEEDS = ("bucket", "endpoint", "region", "key", "key_secret")
 LEAST_POOL = 4  # connections of a pool: two for each of the two processes of a pooler
 POOLER_POSTGRES = 17  # the first that takes TLS from the first byte, as HAProxy does it
 # The least of roles' variables of which a run with fewer would end in its midst.
@@ -532,6 +534,12 @@ def pooler_problems(
     """
     if not opened or not takes:
         return []
+    if few := {host: opened[host] for host in own if opened[host] < needed}:
+        number = next(iter(few.values()))
+        return [
+            f"pgbouncer_server_connections is {number} on {listed(few)}, and a pooler needs {needed}. Set it to {needed} or more, or "
+            "take it out of group_vars/site.yml: then the hosts share what the database takes."
+        ]
     narrow = min(takes, key=lambda host: takes[host])
     left = takes[narrow] - reserve
     each, own = left // len(opened), set(own)
@@ -550,6 +558,38 @@ def pooler_problems(
         f"The poolers may open {total} connections together (pgbouncer_server_connections: {numbers}{', ...' if len(opened) > 5 else ''}), "
         f"and PostgreSQL on {narrow} takes {takes[narrow]}, of which {reserve} stay for everything else. Set {lower}"
         f"postgres_max_connections: {total + reserve} or more in group_vars/site.yml."
+    ]
+
+
+def synchronous_problems(wanted: int, databases: list[str]) -> list[str]:
+    """The sentence for commits that would wait for more replicas than there are."""
+    others = max(len(databases) - 1, 0)
+    if wanted <= others:
+        return []
+    return [
+        f"postgres_synchronous_replicas is {wanted}, and the group database has {listed(databases)}, {others} besides the primary: no "
+        "commit would ever end. Lower it, or add hosts to database."
+    ]
+
+
+def store_problems(store: Any, needed: Iterable[str]) -> list[str]:
+    """The sentence for a store of backups that lacks what every one of them needs."""
+    if not store or not isinstance(store, Mapping) or not (lacks := [name for name in needed if not store.get(name)]):
+        return []
+    return [f"site_backup_s3 has no {listed(lacks)}. Give it {listed(needed)}."]
+
+
+def batches_problems(batches: Any) -> list[str]:
+    """The sentence for deploy_batches that Ansible cannot go by: it takes numbers of hosts, and parts of them as a percentage."""
+    if batches is None:
+        return []
+    each = batches if isinstance(batches, list) else [batches]
+    odd = [str(one) for one in each if not BATCH.fullmatch(str(one))]
+    if each and not odd:
+        return []
+    return [
+        f"deploy_batches has {listed(odd) or 'nothing in it'}. Give numbers of hosts or percentages, "
+        """-e '{"deploy_batches": [1, "50%"]}' say."""
     ]
 
 
@@ -656,6 +696,7 @@ class ActionModule(ActionBase):
         own = {name for name in own if isinstance(name, str)} if isinstance(own, list) else set()
         problems += unknown_problems({host: list(raw[host]) for host in hosts}, known | own, prefixes())
         version = str(task_vars.get("version") or "")
+        problems += batches_problems(task_vars.get("deploy_batches"))
         problems += self._settings(hostvars, raw, groups, version)
         problems += self._role_variables(raw)
         if not problems and hosts:
@@ -664,6 +705,7 @@ class ActionModule(ActionBase):
         if not problems and stage:
             problems += self._poolers(hostvars, raw, groups)
             problems += self._repository(hostvars, raw, groups)
+            problems += self._synchronous(hostvars, groups)
         if not problems and groups.get("worker"):
             problems += self._workers(hostvars, groups)
         addresses = {host: self._value(hostvars, host, "host_address")[0] for host in hosts}
@@ -755,6 +797,14 @@ class ActionModule(ActionBase):
         synchronous = int(self._value(hostvars, first, "postgres_synchronous_replicas")[0] or 0)
         return failover_problems(groups, pooler, addresses, own, synchronous)
 
+    def _synchronous(self, hostvars: Mapping[str, Any], groups: Mapping[str, list[str]]) -> list[str]:
+        databases = groups.get("database") or []
+        if not databases or self._value(hostvars, databases[0], "site_database_failover")[0] == "automatic":
+            return []
+        return synchronous_problems(
+            int(self._value(hostvars, databases[0], "postgres_synchronous_replicas")[0] or 0), databases
+        )
+
     def _poolers(
         self, hostvars: Mapping[str, Any], raw: Mapping[str, Any], groups: Mapping[str, list[str]]
     ) -> list[str]:
@@ -829,6 +879,8 @@ class ActionModule(ActionBase):
                     f"{problem.replace('django_gates', name)}, which is no command. Write it as text: check --deploy."
                     for problem in odd
                 ]
+            case "site_backup_s3":
+                return store_problems(value, S3_NEEDS)
             case "site_environment" | "site_secret_environment":
                 return list(values.environment_problems(name, value))
             case "site_workers":

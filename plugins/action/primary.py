@@ -122,7 +122,7 @@ def switchover_problems(found: Found, to: str, slots: list[str]) -> list[str]:
     if len(primaries) > 1:
         return two_primaries(found)
     if not primaries:
-        return ["No primary runs, so there is none to take over from. playbooks/failover.yml -e to=" + to]
+        return [f"No primary runs, so there is none to take over from. Run playbooks/failover.yml -e to={to}."]
     [primary], one = primaries, found[to]
     if primary == to:
         return [f"{to} is the primary already."]
@@ -254,6 +254,8 @@ def rejoin_problems(found: Found, host: str) -> list[str]:
     others = {name: one for name, one in found.items() if name != host}
     primaries = running(others, "primary")
     if len(primaries) != 1:
+        if running(found, "primary") == [host]:
+            return [f"{host} is the primary and runs, so there is nothing to rejoin."]
         return two_primaries(others) or [
             f"No other host than {host} is a primary that runs. Promote one first: playbooks/failover.yml."
         ]

@@ -16,7 +16,7 @@ import docker
 import pytest
 
 from conftest import ask
-from lab import commands, model, rehearsal
+from lab import ansible, commands, inventory, model, rehearsal
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ("web1", "web2")
@@ -265,6 +265,17 @@ def test_drill_keeps_its_promise(grown, name):
     lab, _ = grown
     done = lab.ladder("drill", name, seconds=1200)
     assert f"kept {name}" in words(lab, done)
+    assert min(served_by(lab).values()) >= 3
+
+
+@pytest.mark.long
+def test_keeper_of_the_uploads_that_would_leave_one_host_behind_is_refused(grown, tmp_path):
+    lab, _ = grown
+    own = model.Lab(lab.name)
+    command = ansible.playbook_command(own, inventory.without(own.root, 4, "web1", tmp_path), ["playbooks/stage4.yml"])
+    code, output = ansible.run_logged(command, own.logs / "without-keeper.log", lambda _: None)
+    assert code and "web2 would keep the uploads of shop, and web2 knows that web1 does" in " ".join(output.split())
+    assert not any(count["changed"] for count in ansible.recap(output).values())
     assert min(served_by(lab).values()) >= 3
 
 

@@ -101,3 +101,10 @@ def test_refusal_says_who_why_since_when_and_what_to_do() -> None:
     ):
         assert part in said
     assert "When the reason is gone" in action.refusal({**found, "id": action.BY_HAND})
+
+
+def test_another_reason_for_a_lock_by_hand_is_refused_in_a_sentence() -> None:
+    found = {"id": action.BY_HAND, "who": "ada", "since": "2031-05-01", "what": "locked by hand", "why": "the sale"}
+    said = action.already(found)
+    assert "ada holds the deploy lock since 2031-05-01: locked by hand (the sale). django changed nothing." in said
+    assert "playbooks/lock.yml -e state=off" in said

@@ -20,7 +20,7 @@ from lab.report import Results, console, step
     [
         ("ssh", ["./ladder ssh HOST [COMMAND ...]", "Example: ./ladder ssh web1 systemctl status nginx"]),
         ("logs", ["./ladder logs HOST [UNIT]", "Example: ./ladder logs web1 nginx"]),
-        ("play", ["./ladder play PLAYBOOK [OPTION ...]", "Example: ./ladder play playbooks/deploy.yml -e version=v2"]),
+        ("play", ["./ladder play PLAYBOOK [OPTION ...]", "Example: ./ladder play playbooks/stage1.yml --check --diff"]),
     ],
 )
 def test_help_of_a_command_shows_how_it_is_used(

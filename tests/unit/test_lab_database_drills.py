@@ -30,11 +30,11 @@ PROOF = """
         have been lost (RPO)
 """
 SAID = """
-    - 'look:    sudo runuser -u pgbackrest -- psql -h /var/lib/restored/20310501T130000Z
-        -p 5499 -U postgres shop'
-    - 'take:    sudo runuser -u pgbackrest -- pg_dump -h /var/lib/restored/20310501T130000Z
-        -p 5499 -U postgres -t <table> shop > <table>.sql'
-    - 'remove:  sudo /etc/pgbackrest/control discard /var/lib/restored/20310501T130000Z'
+    msg: |-
+        shop as it was is on backup1 in /var/lib/restored/20310501T130000Z
+        look:    sudo runuser -u pgbackrest -- psql -h /var/lib/restored/20310501T130000Z -p 5499 -U postgres shop
+        take:    sudo runuser -u pgbackrest -- pg_dump -h /var/lib/restored/20310501T130000Z -p 5499 -U postgres
+        remove:  sudo /etc/pgbackrest/control discard /var/lib/restored/20310501T130000Z
 """
 
 

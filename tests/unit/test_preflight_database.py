@@ -104,6 +104,36 @@ def test_the_numbers_of_many_poolers_are_cut_for_reading() -> None:
     assert "web4 30, ...)" in said and "web5" not in said and "pgbouncer_server_connections: 19 or less" in said
 
 
+STORE = {"bucket": "x", "endpoint": "s3.example.com", "region": "eu", "key": "k", "key_secret": "s"}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"pgbouncer_server_connections": 8}, ""),
+        (
+            {"pgbouncer_server_connections": 2},
+            "pgbouncer_server_connections is 2 on web1, web2, worker1, and a pooler needs 8. Set it to 8 or more",
+        ),
+        ({"postgres_synchronous_replicas": 1}, ""),
+        (
+            {"postgres_synchronous_replicas": 2},
+            "postgres_synchronous_replicas is 2, and the group database has db1, db2, 1 besides the primary: no commit would ever end.",
+        ),
+        ({"site_backup_s3": STORE}, ""),
+        (
+            {"site_backup_s3": {**STORE, "region": "", "key": ""}},
+            "site_backup_s3 has no key, region. Give it bucket, endpoint, key, key_secret, region.",
+        ),
+    ],
+)
+def test_what_a_role_would_refuse_in_the_middle_is_refused_before_under_its_own_name(
+    make_inventory: Callable[..., Path], more: dict[str, Any], sentence: str
+) -> None:
+    said = said_of(make_inventory, REPLICA, **more)
+    assert len(said) == bool(sentence) and (not said or said[0].startswith(sentence)), said
+
+
 # Who is primary, and what the others copy.
 
 
@@ -232,3 +262,17 @@ def test_an_operation_is_not_refused_for_what_a_stage_sets_up(
 ) -> None:
     groups = {**REPLICA, "backup": ["db2"]}
     assert len(said_of(make_inventory, groups, stage, pgbouncer_server_connections=200)) == problems
+
+
+@pytest.mark.parametrize("batches", [None, 1, "50%", [1, 5, "100%"], ["2"]])
+def test_batches_that_ansible_takes_are_accepted(batches: Any) -> None:
+    assert preflight.batches_problems(batches) == []
+
+
+@pytest.mark.parametrize(
+    ("batches", "found"),
+    [(["x"], "x"), ([1, "0"], "0"), ([], "nothing in it"), ("half", "half"), ([-1], "-1"), ([{"a": 1}], "{'a': 1}")],
+)
+def test_batches_that_are_none_are_refused(batches: Any, found: str) -> None:
+    [said] = preflight.batches_problems(batches)
+    assert said.startswith(f"deploy_batches has {found}. Give numbers of hosts or percentages")

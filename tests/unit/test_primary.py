@@ -128,7 +128,12 @@ def test_what_could_be_lost_is_the_most_that_anybody_knows_of_this_timeline() ->
     [
         (MOVED, "", "host is not given, and of the group database db1, db2 could be asked."),
         (MOVED, "db3", "host is db3"),
-        (MOVED, "db2", "No other host than db2 is a primary that runs."),
+        (MOVED, "db2", "db2 is the primary and runs, so there is nothing to rejoin."),
+        (
+            {"db1": member(), "db2": member("primary", running=False)},
+            "db2",
+            "No other host than db2 is a primary that runs.",
+        ),
         ({**MOVED, "db1": member("none")}, "db1", "db1 has no data"),
     ],
 )

@@ -779,6 +779,10 @@ WRONG = {
     "nginx_media_directory": ("/srv/a b", "Both are absolute paths"),
     "nginx_health_path": ("/healthz?a=b", "Set it to a path without a query"),
     "nginx_media_proxy": ({"url": "http://192.0.2.1/media/", "name": "192.0.2.1", "ca": "/ca.pem"}, "Set all of url"),
+    "nginx_maintenance_bypass": (
+        ["192.0.2.7", "2001:db8::/32", "10.0.0.x", "10.0.0.0/33"],
+        "nginx_maintenance_bypass has 10.0.0.x, 10.0.0.0/33, which is not an address or network.",
+    ),
     "nginx_private": (
         {"port": 443, "from": [], "certificate": "/c.pem", "key": "/k.pem", "locations": [{"path": "/a"}]},
         "Set port (none of 80, 443 and 8099)",

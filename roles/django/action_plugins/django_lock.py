@@ -50,6 +50,15 @@ def refusal(found: dict[str, Any]) -> str:
     )
 
 
+def already(found: dict[str, Any]) -> str:
+    """The sentence for a lock by hand that is to get another reason."""
+    held = f"{found.get('who') or 'somebody'} holds the deploy lock since {found.get('since')}: {found.get('what')}"
+    return (
+        f"django: {held} ({found.get('why')}). django changed nothing. "
+        "To give another reason, let go of it first: playbooks/lock.yml -e state=off"
+    )
+
+
 def by_hand_changes(state: str, found: dict[str, Any]) -> bool:
     """Whether a person's word changed something: any lock that was let go, and one that was not there before."""
     return bool(found) if state == "absent" else found.get("id") != BY_HAND
@@ -82,6 +91,12 @@ class ActionModule(ActionBase):
             answer = self._ask({**wanted, "over": found["id"]}, task_vars)
         if not answer["done"] and wanted["state"] == "present":
             raise AnsibleActionFail(refusal(answer["found"]))
+        if (
+            wanted["state"] == "present"
+            and holder["id"] == found.get("id") == BY_HAND
+            and holder["why"] != found["why"]
+        ):
+            raise AnsibleActionFail(already(found))
         changed = bool(args.get("by_hand")) and by_hand_changes(wanted["state"], answer["found"])
         return {**result, "changed": changed, "found": found, "over": bool(over)}
 

@@ -21,6 +21,9 @@ options:
 author: Stepladder
 """
 
+import os
+import re
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.postgres_replication import hosts_of, role_of
 from ansible.module_utils.postgres_server import Refused, Server, control, manager, places, system_identifier
@@ -35,7 +38,9 @@ select json_build_object(
   'server_version', current_setting('server_version'),
   'in_recovery', recovers,
   'timeline', case when recovers
-      then coalesce((select received_tli from pg_stat_wal_receiver), (select timeline_id from pg_control_checkpoint()))
+      -- Not of the last checkpoint: for minutes after a promotion that is still one of the timeline before.
+      then coalesce((select max(('x' || left(name, 8))::bit(32)::int) from pg_ls_waldir() where name ~ '^[0-9A-F]{24}$'),
+                    (select timeline_id from pg_control_checkpoint()))
       else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end,
   'lsn', lsn,
   'replay_lsn', pg_last_wal_replay_lsn(),
@@ -62,6 +67,15 @@ select json_build_object(
       'left_bytes', safe_wal_size) order by slot_name), '[]') from pg_replication_slots))
 from here
 """
+
+
+def last_timeline(data):
+    """The last timeline that there is WAL of, from the names of its files; 0 where there is none."""
+    try:
+        names = os.listdir(os.path.join(data, "pg_wal"))
+    except OSError:
+        return 0
+    return max((int(name[:8], 16) for name in names if re.fullmatch("[0-9A-F]{24}", name)), default=0)
 
 
 def upstream_of(here):
@@ -95,9 +109,9 @@ def status(version, cluster):
     }  # fmt: skip
     if not server.running:
         words = control(version, data)
-        timeline = words.get("Latest checkpoint's TimeLineID", "0")
+        checkpoint = int(words.get("Latest checkpoint's TimeLineID", "0"))
         return {
-            **found, "timeline": int(timeline), "lsn": words.get("Latest checkpoint location", ""),
+            **found, "timeline": max(checkpoint, last_timeline(data)), "lsn": words.get("Latest checkpoint location", ""),
             "data_state": words.get("Database cluster state", ""),
         }  # fmt: skip
     here = server.ask("postgres", SERVER)
