@@ -114,6 +114,16 @@ def test_failed_verify_puts_the_whole_set_back(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_a_refusal_shows_the_beginning_of_a_long_command_and_all_of_what_it_said(tmp_path):
+    with pytest.raises(config_files.Refused) as refusal:
+        put(
+            entry(tmp_path / "a", content="new"), verify=f"sh -c 'echo shared_bufers is unknown; {'true; ' * 40} false'"
+        )
+    assert str(refusal.value).startswith("`sh -c 'echo shared_bufers is unknown; true; true; ")
+    assert "...` refused the new configuration: shared_bufers is unknown. Every file" in str(refusal.value)
+    assert config_files.shortened("sshd  -T") == "sshd -T"
+
+
 def test_verify_runs_only_when_something_changed(tmp_path):
     put(entry(tmp_path / "a", content="x"))
     assert put(entry(tmp_path / "a", content="x"), verify="false")["changed"] is False

@@ -331,6 +331,12 @@ def put_in_place(payload, check):
     }
 
 
+def shortened(command, most=60):
+    """A command as one reads it in a sentence: the beginning of a long one."""
+    words = " ".join(command.split())
+    return words if len(words) <= most else words[:most].rstrip() + " ..."
+
+
 def apply_all(changing, verify):
     """Put every staged file in place, then verify the whole; on any failure put everything back. Raises Refused."""
     done = []
@@ -343,7 +349,7 @@ def apply_all(changing, verify):
             if code:
                 raise Refused(
                     "`%s` refused the new configuration: %s. Every file was put back as it was."
-                    % (verify, output or "no words")
+                    % (shortened(verify), output or "no words")
                 )
     except BaseException:
         for plan in reversed(done):
