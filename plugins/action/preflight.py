@@ -195,6 +195,12 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names)
 
 
+def placed(names: Iterable[str], everyone: Iterable[str], most: int = 5) -> str:
+    """Where something was found, for a sentence: the hosts, or that it is all of them where naming them would help nobody."""
+    names, everyone = set(names), set(everyone)
+    return "all hosts" if names == everyone and len(names) > most else listed(names, most)
+
+
 def group_problems(groups: Mapping[str, list[str]], needed: Mapping[str, str], kit_groups: Iterable[str]) -> list[str]:
     problems = [
         f"The group {group} has no host, and this stage needs one: {reason}. Add a host to {group} in the inventory."
@@ -767,7 +773,7 @@ class ActionModule(ActionBase):
             unset |= {UNSET.match(problem)[1] for problem in where if UNSET.match(problem)}
         for problem, found in where.items():
             everywhere = f" (on {listed(found)})" if len(found) < len(hosts) else ""
-            said = problem.replace("on @", f"on {listed(found)}", 1)
+            said = problem.replace("on @", f"on {placed(found, hosts)}", 1)
             problems.append(said if said != problem else problem + everywhere)
         if not problems and hosts:
             problems += self._tls_settings(hostvars, hosts[0])
@@ -901,7 +907,7 @@ class ActionModule(ActionBase):
                     spec["min"] = LEAST[name]
                 for problem in values.problems(name, spec, value, strict=False):
                     where[on_command_line(name, problem)].append(host)
-        return sorted(problem.replace("on @", f"on {listed(found)}", 1) for problem, found in where.items())
+        return sorted(problem.replace("on @", f"on {placed(found, raw)}", 1) for problem, found in where.items())
 
     def _shares(self, hostvars: Mapping[str, Any]) -> list[str]:
         problems: dict[str, list[str]] = defaultdict(list)

@@ -463,3 +463,10 @@ def test_run_without_an_inventory_says_so(tmp_path: Path) -> None:
 def test_unknown_host_key_says_how_to_make_it_known() -> None:
     [problem] = preflight.host_problems({"web1": {"unreachable": "Host key verification failed."}}, 30)
     assert problem.endswith("Log in to each once with ssh, compare the key that it shows, and accept it.")
+
+
+def test_hosts_are_named_where_that_helps() -> None:
+    many = [f"web{n}" for n in range(1, 8)]
+    assert preflight.placed(many, many) == "all hosts"
+    assert preflight.placed(many[:6], many) == "web1, web2, web3, web4, web5 and 1 more"
+    assert preflight.placed(["db1", "web1"], ["web1", "db1"]) == "db1, web1", "two are quickly named"
