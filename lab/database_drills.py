@@ -182,7 +182,8 @@ def writes_paused(made: Traffic, most: float) -> None:
 def long_read(lab: Lab) -> Iterator[None]:
     """A transaction of the site reads from the replica beside; raises MachineError unless it goes on into its time as primary."""
     name = commands.site_settings(lab)["site_name"]
-    words = [*lab.ssh_command(hosts_in(lab, "web")[0]), "--", f"sudo {name}-manage shell"]
+    # Django's shell greets unless it is told not to.
+    words = [*lab.ssh_command(hosts_in(lab, "web")[0]), "--", f"sudo {name}-manage shell -v 0"]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as reads:

@@ -59,7 +59,7 @@ def queues(lab, **settings) -> str:
 
 def row(said: str) -> list[str]:
     """The line of the queue celery: [waiting, oldest, consumers]."""
-    return re.search(r"(?m)^ *- celery +(\S+) +(\S+) +(\S+)$", said).groups()
+    return re.search(r"(?m)^ *celery +(\S+) +(\S+) +(\S+)$", said).groups()
 
 
 def test_growth_fails_no_visit_and_loses_no_order_and_no_task(grown):
